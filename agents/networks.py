@@ -1,0 +1,158 @@
+"""The networks: a causal market encoder, an account MLP, and masked actor and critic heads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from envs.actions import NUM_ACTIONS
+from envs.market import Market
+from envs.trading import NUM_ACCOUNT_FEATURES
+
+Params = dict[str, Any]
+
+ILLEGAL_LOGIT = -1e9  # finite, so that neither entropies nor gradients meet inf - inf
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes; all static."""
+
+    channels: int = 32  # width of the encoder and size of the embedding
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16)  # one causal layer each
+    hidden: int = 64  # width of the actor and of the critic
+    account_hidden: int = 32  # width of the account MLP
+    actor_gain: float = 0.1  # orthogonal gain of the action layer: near-uniform at the start
+
+    @property
+    def receptive_field(self) -> int:
+        """Bars that an embedding depends on: its own and those before it."""
+        return 1 + sum(self.dilations)
+
+
+def _dense(size: int, name: str, gain: float = 2.0**0.5) -> nn.Dense:
+    return nn.Dense(size, name=name, kernel_init=nn.initializers.orthogonal(gain))
+
+
+class MarketEncoder(nn.Module):
+    """Dilated causal convolutions of width two (van den Oord et al. 2016), without padding.
+
+    Written as shifted slices and one matrix product a layer: XLA's convolution inside a scan is
+    an order of magnitude slower on CPU. Having no padding makes the sequence form and the window
+    form one function: a sequence of L bars yields the embeddings of its last L - R + 1 bars, a
+    window of R bars that of its last bar.
+    """
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """f32[..., L, F] with L >= R to f32[..., L - R + 1, channels]."""
+        if features.shape[-2] < self.config.receptive_field:
+            raise ValueError(
+                f"a sequence of {features.shape[-2]} bars is shorter than the receptive field "
+                f"of {self.config.receptive_field}"
+            )
+        x = features
+        for layer, dilation in enumerate(self.config.dilations):
+            past, present = x[..., :-dilation, :], x[..., dilation:, :]
+            pair = jnp.concatenate([past, present], axis=-1)
+            y = nn.relu(_dense(self.config.channels, f"layer_{layer}")(pair))
+            x = y if layer == 0 else y + present
+        return x
+
+
+class PolicyHeads(nn.Module):
+    """Actor and critic on the market embedding and the account half."""
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array, account: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(f32[..., D], f32[..., A]) to logits f32[..., 7], not yet masked, and value f32[...]."""
+        config = self.config
+        own = nn.relu(_dense(config.account_hidden, "account")(account))
+        joint = jnp.concatenate([embedding, own], axis=-1)
+        actor = nn.relu(_dense(config.hidden, "actor_hidden")(joint))
+        critic = nn.relu(_dense(config.hidden, "critic_hidden")(joint))
+        logits = _dense(NUM_ACTIONS, "actor", config.actor_gain)(actor)
+        value = _dense(1, "critic", 1.0)(critic)
+        return logits, value[..., 0]
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """The two networks behind `init` and `apply`-like functions; parameters travel apart."""
+
+    config: NetworkConfig = NetworkConfig()
+
+    @property
+    def receptive_field(self) -> int:
+        return self.config.receptive_field
+
+    def init(self, key: jax.Array, num_features: int) -> Params:
+        """Parameters `{"encoder": ..., "heads": ...}`."""
+        key_encoder, key_heads = jax.random.split(key)
+        bars = jnp.zeros((self.receptive_field, num_features))
+        embedding = jnp.zeros(self.config.channels)
+        account = jnp.zeros(NUM_ACCOUNT_FEATURES)
+        return {
+            "encoder": MarketEncoder(self.config).init(key_encoder, bars)["params"],
+            "heads": PolicyHeads(self.config).init(key_heads, embedding, account)["params"],
+        }
+
+    def encode(self, params: Params, features: jax.Array) -> jax.Array:
+        """f32[..., L, F] to embeddings of the last L - R + 1 bars, f32[..., L - R + 1, D]."""
+        return MarketEncoder(self.config).apply({"params": params["encoder"]}, features)
+
+    def heads(
+        self, params: Params, embedding: jax.Array, account: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Masked logits f32[..., 7] and value f32[...]; `mask` is bool[..., 7]."""
+        logits, value = PolicyHeads(self.config).apply({"params": params["heads"]}, embedding, account)
+        return mask_logits(logits, mask), value
+
+    def encode_market(self, params: Params, market: Market) -> jax.Array:
+        """The embedding of every bar that has a full window: f32[S, T - R + 1, D].
+
+        Bar t stands in row t - (R - 1).
+        """
+        return self.encode(params, market.features)
+
+    def embedding_at(self, table: jax.Array, symbol: jax.Array, bar: jax.Array) -> jax.Array:
+        """Rows of `encode_market`'s table; NaN where the bar has no full window."""
+        row = bar - (self.receptive_field - 1)
+        return table.at[symbol, row].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
+
+
+def mask_logits(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits with illegal actions pushed out of reach; an empty mask permits HOLD alone."""
+    hold_only = jnp.arange(logits.shape[-1]) == 0
+    mask = jnp.where(jnp.any(mask, axis=-1, keepdims=True), mask, hold_only)
+    return jnp.where(mask, logits, ILLEGAL_LOGIT)
+
+
+def log_prob(logits: jax.Array, action: jax.Array) -> jax.Array:
+    """Log-probability of `action` (i32[...]) under masked `logits` f32[..., 7]."""
+    log_probs = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """Entropy in nats of the masked categorical distribution, f32[...]."""
+    log_probs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def sample(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """Draws an action per row of masked `logits`, i32[...]."""
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def greedy(logits: jax.Array) -> jax.Array:
+    """Most probable action per row, i32[...]."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)

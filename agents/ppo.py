@@ -1,0 +1,269 @@
+"""Proximal policy optimisation (Schulman et al. 2017) on blocks of contiguous bars."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from agents.advantages import gae
+from agents.networks import ActorCritic, Params, entropy, log_prob
+from agents.rollout import Rollout
+from envs.market import Market
+
+
+@struct.dataclass
+class PPOParams:
+    """Rates and coefficients: traced, so a change recompiles nothing. f32[] unless said."""
+
+    learning_rate: jax.Array
+    final_learning_rate: jax.Array  # reached linearly at the end of training
+    discount: jax.Array  # gamma
+    trace_decay: jax.Array  # lambda
+    clip_ratio: jax.Array
+    value_coef: jax.Array
+    max_grad_norm: jax.Array  # of the global norm
+    target_kl: jax.Array  # no further minibatch of this update once exceeded; inf: never
+
+
+@dataclass(frozen=True)
+class PPOShape:
+    """Counts and switches: static."""
+
+    num_envs: int
+    num_blocks: int  # blocks per rollout; rollout_steps = num_blocks * block_length
+    block_length: int  # contiguous steps encoded in one pass
+    num_epochs: int
+    blocks_per_minibatch: int
+    normalize_rewards: bool
+
+    def __post_init__(self) -> None:
+        if self.num_envs * self.num_blocks % self.blocks_per_minibatch:
+            raise ValueError(
+                f"{self.num_envs} environments x {self.num_blocks} blocks cannot be dealt into "
+                f"minibatches of {self.blocks_per_minibatch} blocks"
+            )
+
+    @property
+    def rollout_steps(self) -> int:
+        return self.num_blocks * self.block_length
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.num_envs * self.rollout_steps
+
+    @property
+    def minibatches(self) -> int:
+        """Per epoch."""
+        return self.num_envs * self.num_blocks // self.blocks_per_minibatch
+
+
+@struct.dataclass
+class Blocks:
+    """B blocks of C contiguous steps of one environment each: what a minibatch is made of."""
+
+    symbol: jax.Array  # i32[B]
+    first_bar: jax.Array  # i32[B]
+    account: jax.Array  # f32[B, C, A]
+    mask: jax.Array  # bool[B, C, 7]
+    action: jax.Array  # i32[B, C]
+    log_prob: jax.Array  # f32[B, C] under the policy that acted
+    advantage: jax.Array  # f32[B, C]
+    returns: jax.Array  # f32[B, C]
+
+
+@struct.dataclass
+class LossParts:
+    """Means over a minibatch, or over the minibatches of an update; f32[] each."""
+
+    policy_loss: jax.Array
+    value_loss: jax.Array
+    entropy: jax.Array  # of the policy's distribution, nats
+    approx_kl: jax.Array  # Schulman's k3 estimator of KL(old || new)
+    clip_fraction: jax.Array
+    grad_norm: jax.Array
+
+
+def steps_first(x: jax.Array) -> jax.Array:
+    """[K, C, N, ...] to [K * C, N, ...], the time axis that GAE walks."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def advantages_and_returns(
+    rollout: Rollout, rewards: jax.Array, params: PPOParams
+) -> tuple[jax.Array, jax.Array]:
+    """GAE over a rollout with (possibly normalised) `rewards` f32[K, C, N]; same shape back."""
+    # An episode is cut only in a block's last step, so one bootstrap value a block is enough.
+    final_values = jnp.zeros_like(rewards).at[:, -1].set(rollout.final_value)
+    advantages, returns = gae(
+        steps_first(rewards),
+        steps_first(rollout.value),
+        steps_first(rollout.terminated),
+        steps_first(rollout.truncated),
+        steps_first(final_values),
+        rollout.last_value,
+        params.discount,
+        params.trace_decay,
+    )
+    return advantages.reshape(rewards.shape), returns.reshape(rewards.shape)
+
+
+def to_blocks(rollout: Rollout, advantages: jax.Array, returns: jax.Array) -> Blocks:
+    """Rearranges a rollout of [K, C, N] into K * N blocks of C steps."""
+
+    def deal(x: jax.Array) -> jax.Array:
+        x = jnp.swapaxes(x, 1, 2)
+        return x.reshape(-1, *x.shape[2:])
+
+    return Blocks(
+        symbol=rollout.symbol.reshape(-1),
+        first_bar=rollout.first_bar.reshape(-1),
+        account=deal(rollout.account),
+        mask=deal(rollout.mask),
+        action=deal(rollout.action),
+        log_prob=deal(rollout.log_prob),
+        advantage=deal(advantages),
+        returns=deal(returns),
+    )
+
+
+def encode_blocks(
+    networks: ActorCritic,
+    params: Params,
+    market: Market,
+    symbol: jax.Array,
+    first_bar: jax.Array,
+    block_length: int,
+) -> jax.Array:
+    """Embeddings of every step of B blocks, f32[B, C, D], each bar encoded once.
+
+    Encodes the blocks with R - 1 bars of context each, or the whole market, whichever is fewer
+    bars; the choice is made from shapes.
+    """
+    history = networks.receptive_field - 1
+    block_bars = symbol.shape[0] * (block_length + history)
+    if block_bars >= market.num_symbols * market.num_bars:
+        table = networks.encode_market(params, market)
+        bars = first_bar[:, None] + jnp.arange(block_length)
+        return networks.embedding_at(table, symbol[:, None], bars)
+    bars = first_bar[:, None] - history + jnp.arange(block_length + history)
+    features = market.features.at[symbol[:, None], bars].get(
+        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
+    return networks.encode(params, features)
+
+
+def ppo_loss(
+    params: Params,
+    networks: ActorCritic,
+    market: Market,
+    blocks: Blocks,
+    ppo: PPOParams,
+    entropy_coef: jax.Array,
+) -> tuple[jax.Array, LossParts]:
+    """Clipped surrogate, value error and entropy bonus over one minibatch.
+
+    Advantages are standardised over the minibatch.
+
+    Returns:
+      (loss f32[], parts); `parts.grad_norm` is 0 here and filled in by the optimiser's step.
+    """
+    embedding = encode_blocks(
+        networks, params, market, blocks.symbol, blocks.first_bar, blocks.action.shape[1]
+    )
+    logits, value = networks.heads(params, embedding, blocks.account, blocks.mask)
+    log_ratio = log_prob(logits, blocks.action) - blocks.log_prob
+    ratio = jnp.exp(log_ratio)
+    advantage = blocks.advantage
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    clipped = jnp.clip(ratio, 1.0 - ppo.clip_ratio, 1.0 + ppo.clip_ratio)
+    policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    value_loss = 0.5 * jnp.mean((value - blocks.returns) ** 2)
+    nats = jnp.mean(entropy(logits))
+    loss = policy_loss + ppo.value_coef * value_loss - entropy_coef * nats
+    parts = LossParts(
+        policy_loss=policy_loss,
+        value_loss=value_loss,
+        entropy=nats,
+        approx_kl=jnp.mean(ratio - 1.0 - log_ratio),
+        clip_fraction=jnp.mean((jnp.abs(ratio - 1.0) > ppo.clip_ratio).astype(jnp.float32)),
+        grad_norm=jnp.float32(0.0),
+    )
+    return loss, parts
+
+
+def optimizer(ppo: PPOParams, learning_rate: jax.Array) -> optax.GradientTransformation:
+    """Adam after clipping the global norm; both rates may be traced."""
+    return optax.chain(
+        optax.clip_by_global_norm(ppo.max_grad_norm),
+        optax.scale_by_adam(eps=1e-5),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def learning_rate_at(ppo: PPOParams, progress: jax.Array) -> jax.Array:
+    """Linear from `learning_rate` to `final_learning_rate` over `progress` in [0, 1]."""
+    return ppo.learning_rate + progress * (ppo.final_learning_rate - ppo.learning_rate)
+
+
+def optimize(
+    key: jax.Array,
+    networks: ActorCritic,
+    params: Params,
+    opt_state: optax.OptState,
+    market: Market,
+    blocks: Blocks,
+    shape: PPOShape,
+    ppo: PPOParams,
+    learning_rate: jax.Array,
+    entropy_coef: jax.Array,
+) -> tuple[Params, optax.OptState, LossParts, jax.Array]:
+    """All epochs and minibatches of one update.
+
+    Blocks are shuffled, never rows: shuffling rows costs more than the update's arithmetic.
+
+    Returns:
+      (params, opt_state, mean loss parts over the minibatches applied, bool[] all finite).
+    """
+    tx = optimizer(ppo, learning_rate)
+    grad = jax.value_and_grad(ppo_loss, has_aux=True)
+
+    def minibatch(carry, ids: jax.Array):
+        params, opt_state, sums, applied, active, finite = carry
+        batch = jax.tree.map(lambda x: x[ids], blocks)
+        (loss, parts), grads = grad(params, networks, market, batch, ppo, entropy_coef)
+        parts = parts.replace(grad_norm=optax.global_norm(grads))
+        ok = jnp.isfinite(loss) & jnp.isfinite(parts.grad_norm)
+        active = active & ok
+        updates, new_opt_state = tx.update(grads, opt_state, params)
+        new_params = optax.apply_updates(params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(active, new, old),
+            (new_params, new_opt_state),
+            (params, opt_state),
+        )
+        sums = jax.tree.map(lambda total, x: total + jnp.where(active, x, 0.0), sums, parts)
+        # The minibatch that crosses the limit still counts; those after it do not.
+        carry = (
+            params,
+            opt_state,
+            sums,
+            applied + active,
+            active & (parts.approx_kl <= ppo.target_kl),
+            finite & ok,
+        )
+        return carry, None
+
+    def epoch(carry, key: jax.Array):
+        num_blocks = shape.minibatches * shape.blocks_per_minibatch
+        ids = jax.random.permutation(key, num_blocks).reshape(shape.minibatches, -1)
+        return jax.lax.scan(minibatch, carry, ids)
+
+    zeros = LossParts(*[jnp.float32(0.0)] * 6)
+    carry = (params, opt_state, zeros, jnp.int32(0), jnp.bool_(True), jnp.bool_(True))
+    (params, opt_state, sums, applied, _, finite), _ = jax.lax.scan(
+        epoch, carry, jax.random.split(key, shape.num_epochs)
+    )
+    mean = jax.tree.map(lambda total: total / jnp.maximum(applied, 1), sums)
+    return params, opt_state, mean, finite

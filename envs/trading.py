@@ -1,0 +1,364 @@
+"""One symbol, one account: the environment a symbol agent lives in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.actions import (
+    NUM_ACTIONS,
+    Action,
+    Conduct,
+    Directives,
+    Reason,
+    TradingLimits,
+    legal_actions,
+    new_conduct,
+    next_streak,
+    order_budget,
+    sanitize,
+)
+from envs.curriculum import StartDistribution
+from envs.environment import Environment, EnvParams, EnvState
+from envs.episode import EpisodeStatistics, no_statistics, record
+from envs.execution import ExecutionParams, Fill, execute
+from envs.market import Market, quote, window
+from envs.position import Account, Position, flat_position, new_account
+from envs.reward import (
+    ReturnMoments,
+    RewardComponents,
+    RewardParams,
+    no_returns,
+    reward_components,
+)
+
+ACCOUNT_FEATURES = (
+    "is_long",
+    "unrealized_return",
+    "bars_held",
+    "weight",
+    "adds",
+    "partial_taken",
+    "cash_share",
+    "exposure",
+    "drawdown",
+    "return_since_start",
+    "streak",
+    "session_trades",
+)
+NUM_ACCOUNT_FEATURES = len(ACCOUNT_FEATURES)
+
+
+@struct.dataclass
+class TradingState(EnvState):
+    """Indices into the market and everything that the agent's actions have changed."""
+
+    symbol: jax.Array  # i32[]
+    bar: jax.Array  # i32[] the last closed bar: the agent decides at its close
+    stop_bar: jax.Array  # i32[] the bar at whose close the episode is truncated
+    position: Position
+    account: Account
+    conduct: Conduct
+    moments: ReturnMoments
+    statistics: EpisodeStatistics
+
+
+@struct.dataclass
+class TradingParams(EnvParams):
+    """The market and its rules; every number a traced leaf."""
+
+    market: Market
+    starts: StartDistribution
+    execution: ExecutionParams
+    limits: TradingLimits
+    reward: RewardParams
+    directives: Directives
+
+
+@struct.dataclass
+class Transition:
+    """What one step did. Scalars per environment."""
+
+    reward: jax.Array  # f32[] weighted and clipped
+    components: RewardComponents  # unweighted
+    terminated: jax.Array  # bool[]
+    truncated: jax.Array  # bool[]
+    executed: jax.Array  # i32[] executed action
+    reason: jax.Array  # i32[] why it differs from the policy's
+    fill: Fill
+
+
+class TradingEnv(Environment[TradingState, TradingParams]):
+    """Trades one symbol on one account, long only.
+
+    Observation: f32[window * F + 12], the features of the last `window` bars (oldest first, row
+    major) and the account half (`ACCOUNT_FEATURES`), all dimensionless. `action_mask` has the
+    legality mask, which `info["action_mask"]` repeats for the new state.
+
+    Action: i32 in 0..6, `envs.actions.Action`. An illegal action is refused and counted.
+
+    Time: at the close of bar t the agent decides; the order fills at the open of bar t + 1; equity
+    is marked at its close.
+
+    Reward: `envs.reward`. Terminated: bankruptcy or the drawdown breaker, once the position is
+    sold. Truncated: `stop_bar`, where an open position is sold with reason EPISODE_END or
+    END_OF_DATA.
+
+    Auto-reset: after a truncation the environment draws a new start from `params.starts`. After a
+    termination a new account goes on from the same bar towards the same `stop_bar`: the market half
+    stays contiguous, which is what lets the learner encode a rollout block in one pass.
+    """
+
+    def __init__(self, default_params: TradingParams, window: int = 32):
+        """Args: `window`: bars of features in an observation (static)."""
+        self._default_params = default_params
+        self.window = window
+
+    @property
+    def default_params(self) -> TradingParams:
+        return self._default_params
+
+    @property
+    def num_actions(self) -> int:
+        return NUM_ACTIONS
+
+    def initial_state(
+        self, symbol: jax.Array, bar: jax.Array, stop_bar: jax.Array
+    ) -> TradingState:
+        """A flat account at the close of `bar`; arguments i32[]."""
+        return TradingState(
+            time=jnp.int32(0),
+            symbol=jnp.asarray(symbol, jnp.int32),
+            bar=jnp.asarray(bar, jnp.int32),
+            stop_bar=jnp.asarray(stop_bar, jnp.int32),
+            position=flat_position(),
+            account=new_account(),
+            conduct=new_conduct(),
+            moments=no_returns(),
+            statistics=no_statistics(),
+        )
+
+    def reset_env(
+        self, key: jax.Array, params: TradingParams
+    ) -> tuple[jax.Array, TradingState]:
+        state = self.initial_state(*params.starts.sample(key, params.max_steps_in_episode))
+        return self.observe(None, state, None, params), state
+
+    def transition(
+        self, state: TradingState, action: jax.Array, params: TradingParams
+    ) -> tuple[TradingState, Transition]:
+        """One step without observation or auto-reset: the only step function there is.
+
+        Args:
+          action: i32[] policy action.
+        """
+        market_quote = quote(params.market, state.symbol, state.bar)
+        action = jnp.asarray(action, jnp.int32)
+        legal = self.action_mask(state, params)
+        order, reason = sanitize(
+            action,
+            legal,
+            state.position,
+            state.account,
+            state.conduct,
+            market_quote,
+            self._end_reason(state, params),
+            params.limits,
+            params.directives,
+        )
+        budget = order_budget(
+            order, state.position, state.account.equity, params.limits, params.directives
+        )
+        executed, position, account, fill = execute(
+            order, budget, state.position, state.account, market_quote, params.execution
+        )
+        reason = jnp.where(order != executed, Reason.BELOW_MINIMUM, reason)
+        position = position.replace(bars_held=position.bars_held + position.is_long)
+        account = account.mark(position.value(market_quote.next_close))
+        conduct = self._remember(state, action, executed, market_quote.same_session)
+        conduct = conduct.replace(ruin=self._ruin(conduct.ruin, account, params.limits))
+        terminated = (conduct.ruin != Reason.NONE) & ~position.is_long
+        components, moments = reward_components(
+            before=state.position,
+            after=position,
+            account_before=state.account,
+            account_after=account,
+            conduct=conduct,
+            moments=state.moments,
+            executed=executed,
+            reason=reason,
+            fill=fill,
+            close=market_quote.close,
+            next_close=market_quote.next_close,
+            step=state.time,
+            terminated=terminated,
+            params=params.reward,
+        )
+        clip = params.reward.reward_clip
+        reward = jnp.clip(components.total(params.reward.weights), -clip, clip)
+        statistics = record(
+            state.statistics,
+            action=action,
+            executed=executed,
+            reason=reason,
+            streak=conduct.streak,
+            fill=fill,
+            is_long=position.is_long,
+            equity=account.equity,
+            drawdown=account.drawdown,
+            reward=reward,
+            components=components,
+        )
+        state = state.replace(
+            time=state.time + 1,
+            bar=state.bar + 1,
+            position=position,
+            account=account,
+            conduct=conduct,
+            moments=moments,
+            statistics=statistics,
+        )
+        return state, Transition(
+            reward=reward,
+            components=components,
+            terminated=terminated,
+            truncated=self.is_truncated(state, params),
+            executed=executed,
+            reason=reason,
+            fill=fill,
+        )
+
+    def step_env(
+        self, key: jax.Array, state: TradingState, action: jax.Array, params: TradingParams
+    ) -> tuple[jax.Array, TradingState, jax.Array, jax.Array, dict[str, Any]]:
+        state, outcome = self.transition(state, action, params)
+        info = {
+            "components": outcome.components,
+            "executed_action": outcome.executed,
+            "reason": outcome.reason,
+            "fill": outcome.fill,
+            "action_mask": self.action_mask(state, params),
+            "statistics": state.statistics,
+        }
+        observation = self.observe(None, state, action, params)
+        return observation, state, outcome.reward, outcome.terminated, info
+
+    def auto_reset(
+        self,
+        key: jax.Array,
+        state: TradingState,
+        terminated: jax.Array,
+        truncated: jax.Array,
+        params: TradingParams,
+    ) -> TradingState:
+        symbol, bar, stop_bar = params.starts.sample(key, params.max_steps_in_episode)
+        fresh = self.initial_state(
+            jnp.where(truncated, symbol, state.symbol),
+            jnp.where(truncated, bar, state.bar),
+            jnp.where(truncated, stop_bar, state.stop_bar),
+        )
+        done = terminated | truncated
+        return jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, state)
+
+    def observe(
+        self,
+        key: jax.Array | None,
+        state: TradingState,
+        action: jax.Array | None,
+        params: TradingParams,
+    ) -> jax.Array:
+        features = window(params.market, state.symbol, state.bar, self.window)
+        return jnp.concatenate([features.reshape(-1), self.account_features(state, params)])
+
+    def account_features(self, state: TradingState, params: TradingParams) -> jax.Array:
+        """The account half of the observation, f32[12] in the order of `ACCOUNT_FEATURES`.
+
+        Each is divided by the limit or scale that makes its usual range about [-1, 1].
+        """
+        position, account, limits = state.position, state.account, params.limits
+        close = quote(params.market, state.symbol, state.bar).close
+        value = position.value(close)
+        cash_share = account.cash / account.equity
+        return jnp.stack(
+            [
+                position.is_long.astype(jnp.float32),
+                position.unrealized_return(close) / limits.stop_loss,
+                position.bars_held / limits.max_holding,
+                value / account.equity / limits.position_cap,
+                position.adds / limits.max_adds,
+                position.partial_taken.astype(jnp.float32),
+                cash_share,
+                1.0 - cash_share,
+                account.drawdown / limits.max_drawdown,
+                (account.equity - 1.0) / limits.stop_loss,
+                state.conduct.streak / limits.max_repeats,
+                state.conduct.session_trades / limits.max_trades_per_session,
+            ]
+        ).astype(jnp.float32)
+
+    def action_mask(self, state: TradingState, params: TradingParams) -> jax.Array:
+        """Legal actions in `state`, bool[7]."""
+        close = quote(params.market, state.symbol, state.bar).close
+        return legal_actions(
+            state.position, state.account.equity, close, params.limits, params.directives
+        )
+
+    def is_terminated(self, state: TradingState, params: TradingParams) -> jax.Array:
+        return (state.conduct.ruin != Reason.NONE) & ~state.position.is_long
+
+    def is_truncated(self, state: TradingState, params: TradingParams) -> jax.Array:
+        return state.bar >= state.stop_bar
+
+    def action_space(self, params: TradingParams) -> Any:
+        """gymnax's `Discrete(7)`; needs the `gymnax` extra."""
+        from gymnax.environments import spaces
+
+        return spaces.Discrete(NUM_ACTIONS)
+
+    def observation_space(self, params: TradingParams) -> Any:
+        """gymnax's `Box` of shape (window * F + 12,); needs the `gymnax` extra."""
+        from gymnax.environments import spaces
+
+        size = self.window * params.market.num_features + NUM_ACCOUNT_FEATURES
+        return spaces.Box(-jnp.inf, jnp.inf, (size,), jnp.float32)
+
+    def state_space(self, params: TradingParams) -> Any:
+        """gymnax's `Dict` of the state's leaves by path; needs the `gymnax` extra."""
+        from gymnax.environments import spaces
+
+        shape = jax.eval_shape(self.initial_state, jnp.int32(0), jnp.int32(0), jnp.int32(0))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(shape)
+        return spaces.Dict(
+            {
+                jax.tree_util.keystr(path): spaces.Box(-jnp.inf, jnp.inf, leaf.shape, leaf.dtype)
+                for path, leaf in leaves
+            }
+        )
+
+    def _end_reason(self, state: TradingState, params: TradingParams) -> jax.Array:
+        at_data_end = state.stop_bar >= params.starts.last_bar[state.symbol]
+        reason = jnp.where(at_data_end, Reason.END_OF_DATA, Reason.EPISODE_END)
+        return jnp.where(state.bar + 1 >= state.stop_bar, reason, Reason.NONE).astype(jnp.int32)
+
+    @staticmethod
+    def _remember(
+        state: TradingState, action: jax.Array, executed: jax.Array, same_session: jax.Array
+    ) -> Conduct:
+        conduct = state.conduct
+        session_trades = jnp.where(same_session, conduct.session_trades, 0)
+        return conduct.replace(
+            last_action=action,
+            streak=next_streak(conduct, action),
+            session_trades=session_trades + (executed != Action.HOLD),
+            last_executed=jnp.where(
+                jnp.arange(NUM_ACTIONS) == executed, state.time, conduct.last_executed
+            ),
+        )
+
+    @staticmethod
+    def _ruin(latched: jax.Array, account: Account, limits: TradingLimits) -> jax.Array:
+        drawdown = account.drawdown >= limits.max_drawdown
+        ruin = jnp.where(drawdown, Reason.DRAWDOWN_BREAKER, Reason.NONE)
+        ruin = jnp.where(account.equity <= limits.bankruptcy_equity, Reason.BANKRUPTCY, ruin)
+        return jnp.where(latched != Reason.NONE, latched, ruin).astype(jnp.int32)
