@@ -64,7 +64,9 @@ def new_guard() -> GuardState:
     )
 
 
-def entropy_coefficient(scheduled: jax.Array, guard: GuardState, params: GuardParams, base: jax.Array):
+def entropy_coefficient(
+    scheduled: jax.Array, guard: GuardState, params: GuardParams, base: jax.Array
+):
     """Scheduled coefficient with the guard's boost: floored, and capped by `ceiling` x `base`."""
     boosted = jnp.maximum(scheduled * guard.multiplier, params.floor)
     boosted = jnp.minimum(boosted, params.ceiling * base)

@@ -91,9 +91,7 @@ class Learner:
     shape: PPOShape
     telemetry_envs: int = 64  # environments whose episodes are reported one by one
 
-    def init(
-        self, key: jax.Array, env_params: TradingParams, hyper: Hyperparameters
-    ) -> TrainState:
+    def init(self, key: jax.Array, env_params: TradingParams, hyper: Hyperparameters) -> TrainState:
         """A new agent from its seed's key."""
         key_state, key_params, key_walkers = jax.random.split(key, 3)
         params = self.networks.init(key_params, env_params.market.num_features)

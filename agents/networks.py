@@ -111,7 +111,8 @@ class ActorCritic:
         self, params: Params, embedding: jax.Array, account: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Masked logits f32[..., 7] and value f32[...]; `mask` is bool[..., 7]."""
-        logits, value = PolicyHeads(self.config).apply({"params": params["heads"]}, embedding, account)
+        heads = PolicyHeads(self.config)
+        logits, value = heads.apply({"params": params["heads"]}, embedding, account)
         return mask_logits(logits, mask), value
 
     def encode_market(self, params: Params, market: Market) -> jax.Array:

@@ -171,25 +171,26 @@ def is_any(value: jax.Array, members: tuple[IntEnum, ...]) -> jax.Array:
 def order_budget(
     action: jax.Array,
     position: Position,
-    equity: jax.Array,
+    account: Account,
     limits: TradingLimits,
     directives: Directives,
 ) -> jax.Array:
     """Money a buy or an add would spend, costs included: f32[], 0 for every other action.
 
-    An add spends the fraction of the buy that opened the position.
+    An add spends the fraction of the buy that opened the position. Never more than the cash.
     """
     size = jnp.where(action == Action.ADD_POSITION, position.entry_size, action)
     spends = is_buy(action) | (action == Action.ADD_POSITION)
     fraction = jnp.where(size == Action.BUY_SMALL, limits.buy_fractions[0], 0.0)
     fraction = jnp.where(size == Action.BUY_MEDIUM, limits.buy_fractions[1], fraction)
     fraction = jnp.where(size == Action.BUY_LARGE, limits.buy_fractions[2], fraction)
-    return jnp.where(spends, fraction * directives.risk_multiplier * equity, 0.0)
+    budget = jnp.minimum(fraction * directives.risk_multiplier * account.equity, account.cash)
+    return jnp.where(spends, budget, 0.0)
 
 
 def legal_actions(
     position: Position,
-    equity: jax.Array,
+    account: Account,
     close: jax.Array,
     limits: TradingLimits,
     directives: Directives,
@@ -198,8 +199,8 @@ def legal_actions(
     long = position.is_long
     add = jnp.int32(Action.ADD_POSITION)
     weight_after = (
-        position.value(close) + order_budget(add, position, equity, limits, directives)
-    ) / equity
+        position.value(close) + order_budget(add, position, account, limits, directives)
+    ) / account.equity
     may_add = (
         long
         & (position.unrealized_return(close) >= limits.add_threshold)
@@ -215,8 +216,13 @@ def next_streak(conduct: Conduct, action: jax.Array) -> jax.Array:
     return jnp.where(action == Action.HOLD, 0, streak)
 
 
+def session_trades(conduct: Conduct, quote: Quote) -> jax.Array:
+    """Orders already filled in the session in which the next order would fill, i32[]."""
+    begins_anew = quote.new_session if quote.fills_next else False
+    return jnp.where(begins_anew, 0, conduct.session_trades)
+
+
 def forced_exit(
-    action: jax.Array,
     position: Position,
     conduct: Conduct,
     close: jax.Array,
@@ -225,16 +231,13 @@ def forced_exit(
 ) -> jax.Array:
     """Reason for which a long position must be sold now, i32[]; NONE when it need not.
 
-    `end_reason` is END_OF_DATA or EPISODE_END on the last step of an episode, else NONE. A policy
-    that sells everything by itself takes the credit, except when the episode ends anyway.
+    `end_reason` is END_OF_DATA or EPISODE_END on the last step of an episode, else NONE.
     """
     unrealized = position.unrealized_return(close)
-    own_exit = action == Action.SELL_ALL
     reason = jnp.select(
         [
             conduct.ruin != Reason.NONE,
             end_reason != Reason.NONE,
-            own_exit,
             unrealized <= -limits.stop_loss,
             unrealized >= limits.take_profit,
             position.bars_held >= limits.max_holding,
@@ -242,7 +245,6 @@ def forced_exit(
         [
             conduct.ruin,
             end_reason,
-            jnp.int32(Reason.NONE),
             jnp.int32(Reason.STOP_LOSS),
             jnp.int32(Reason.TAKE_PROFIT),
             jnp.int32(Reason.MAX_HOLDING),
@@ -260,6 +262,7 @@ def refusal(
     conduct: Conduct,
     quote: Quote,
     end_reason: jax.Array,
+    lot: jax.Array,
     limits: TradingLimits,
     directives: Directives,
 ) -> jax.Array:
@@ -267,27 +270,32 @@ def refusal(
 
     `legal` is the bool[7] mask. All checks use what is known at the close of the current bar.
     """
-    budget = order_budget(action, position, account.equity, limits, directives)
+    budget = order_budget(action, position, account, limits, directives)
     value = position.value(quote.close)
     takes_risk = is_buy(action) | (action == Action.ADD_POSITION)
     notional = jnp.select(
-        [takes_risk, action == Action.SELL_PARTIAL], [budget, 0.5 * value], value
+        [takes_risk, action == Action.SELL_PARTIAL],
+        [budget, position.half(lot) * quote.close],
+        value,
     )
-    session_trades = jnp.where(quote.same_session, conduct.session_trades, 0)
     exposure = 1.0 - account.cash / account.equity
     checks = [
-        (conduct.ruin != Reason.NONE, conduct.ruin),
-        (end_reason != Reason.NONE, end_reason),
+        (is_buy(action) & (conduct.ruin != Reason.NONE), conduct.ruin),
+        (is_buy(action) & (end_reason != Reason.NONE), end_reason),
         (~legal[action], Reason.ILLEGAL),
         (takes_risk & ~directives.allow_new_risk, Reason.MASTER_VETO),
         (next_streak(conduct, action) > limits.max_repeats, Reason.REPEAT_LIMIT),
-        (session_trades >= limits.max_trades_per_session, Reason.DAILY_TRADE_LIMIT),
+        (
+            session_trades(conduct, quote) >= limits.max_trades_per_session,
+            Reason.DAILY_TRADE_LIMIT,
+        ),
         (
             takes_risk & ((value + budget) / account.equity > limits.position_cap),
             Reason.POSITION_CAP,
         ),
         (
-            takes_risk & (exposure + budget / account.equity > limits.max_exposure),
+            # An account that spends its last cent is exposed to 1 only up to rounding.
+            takes_risk & (exposure + budget / account.equity > limits.max_exposure + 1e-6),
             Reason.EXPOSURE_CAP,
         ),
         (notional < limits.min_notional, Reason.BELOW_MINIMUM),
@@ -308,6 +316,7 @@ def sanitize(
     conduct: Conduct,
     quote: Quote,
     end_reason: jax.Array,
+    lot: jax.Array,
     limits: TradingLimits,
     directives: Directives,
 ) -> tuple[jax.Array, jax.Array]:
@@ -317,20 +326,24 @@ def sanitize(
       action: i32[] policy action.
       legal: bool[7] legality mask.
       end_reason: i32[] END_OF_DATA or EPISODE_END on the last step of an episode, else NONE.
+      lot: f32[] smallest number of shares per unit of initial equity; 0: none.
 
     Returns:
       (order, reason), both i32[]. The order is SELL_ALL for a forced exit and HOLD for a refusal.
-      An order that meets an untradable fill bar becomes HOLD with reason UNTRADABLE.
+      A policy that sells everything just when a stop, a target or the holding limit asks for it
+      takes the credit: reason NONE. An order that meets an untradable fill bar becomes HOLD with
+      reason UNTRADABLE.
     """
-    exit_reason = forced_exit(action, position, conduct, quote.close, end_reason, limits)
+    exit_reason = forced_exit(position, conduct, quote.close, end_reason, limits)
     refused = refusal(
-        action, legal, position, account, conduct, quote, end_reason, limits, directives
+        action, legal, position, account, conduct, quote, end_reason, lot, limits, directives
     )
     must_exit = exit_reason != Reason.NONE
+    own_exit = (action == Action.SELL_ALL) & (exit_reason >= Reason.STOP_LOSS)
     order = jnp.where(refused == Reason.NONE, action, Action.HOLD)
     order = jnp.where(must_exit, Action.SELL_ALL, order)
-    reason = jnp.where(must_exit, exit_reason, refused)
-    blocked = (order != Action.HOLD) & ~quote.next_tradable
+    reason = jnp.where(must_exit, jnp.where(own_exit, Reason.NONE, exit_reason), refused)
+    blocked = (order != Action.HOLD) & ~quote.fill_tradable
     order = jnp.where(blocked, Action.HOLD, order)
     reason = jnp.where(blocked, Reason.UNTRADABLE, reason)
     return order.astype(jnp.int32), reason.astype(jnp.int32)

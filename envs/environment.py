@@ -16,11 +16,15 @@ from flax import struct
 
 @struct.dataclass
 class EnvState:
+    """What every environment's state has."""
+
     time: jax.Array  # i32[] steps since the episode began
 
 
 @struct.dataclass
 class EnvParams:
+    """What every environment's parameters have."""
+
     max_steps_in_episode: jax.Array  # i32[]
 
 

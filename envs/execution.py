@@ -5,10 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from envs.actions import Action, is_buy
-from envs.market import Quote
-from envs.position import Account, Position, flat_position
-
-FILL_MODES = ("next_open", "same_close")
+from envs.market import FILL_MODES, Quote
+from envs.position import Account, Position, flat_position, round_down_to_lot
 
 
 @struct.dataclass
@@ -82,12 +80,6 @@ class Fill:
     trade_profit: jax.Array  # f32[] net profit of the whole trade when `closed`, else 0
 
 
-def _round_down_to_lot(shares: jax.Array, lot: jax.Array) -> jax.Array:
-    # A holding of k lots is k x lot only to float32: the tolerance keeps it from losing a lot.
-    lots = jnp.floor(shares / jnp.where(lot > 0, lot, 1.0) * (1.0 + 1e-6))
-    return jnp.where(lot > 0, lots * lot, shares)
-
-
 def execute(
     order: jax.Array,
     budget: jax.Array,
@@ -100,29 +92,27 @@ def execute(
 
     Args:
       order: i32[] action that survived the sanitizer.
-      budget: f32[] money a buy or an add spends, costs included; capped to the cash at hand.
+      budget: f32[] money a buy or an add spends, costs included; at most the cash at hand.
 
     Returns:
       (executed, position, account, fill). `executed` is HOLD where the quantity rounds to zero.
     """
-    raw_price = quote.next_open if params.fill == "next_open" else quote.close
+    raw_price = quote.fill_price
     slippage = params.slippage * params.cost_multiplier
     commission = params.commission * params.cost_multiplier
 
     buys = is_buy(order) | (order == Action.ADD_POSITION)
     buy_price = raw_price * (1.0 + slippage)
     unit_cost = buy_price * (1.0 + commission)
-    budget = jnp.minimum(budget, account.cash)
-    bought = _round_down_to_lot(budget / unit_cost, params.lot)
+    bought = round_down_to_lot(budget / unit_cost, params.lot)
     bought = jnp.where(buys, bought, 0.0)
     # With fractional shares the budget is spent to the cent; multiplying back would round.
     spent = jnp.where(params.lot > 0, jnp.minimum(bought * unit_cost, budget), budget)
     spent = jnp.where(bought > 0, spent, 0.0)
 
     sell_price = raw_price * (1.0 - slippage)
-    half = _round_down_to_lot(0.5 * position.shares, params.lot)
     sold = jnp.where(order == Action.SELL_ALL, position.shares, 0.0)
-    sold = jnp.where(order == Action.SELL_PARTIAL, half, sold)
+    sold = jnp.where(order == Action.SELL_PARTIAL, position.half(params.lot), sold)
     proceeds = sold * sell_price * (1.0 - commission)
     basis_sold = position.cost_basis * sold / jnp.where(position.is_long, position.shares, 1.0)
     profit = proceeds - basis_sold

@@ -34,13 +34,14 @@ class Market:
 
 @struct.dataclass
 class Quote:
-    """What one step needs to know of the market: bar t, and bar t + 1 where orders fill."""
+    """What one step needs to know of the market around the decision at the close of bar t."""
 
     close: jax.Array  # f32[] close of bar t, at which the decision is made
-    next_open: jax.Array  # f32[] open of bar t + 1
     next_close: jax.Array  # f32[] close of bar t + 1, at which equity is marked
-    next_tradable: jax.Array  # bool[] whether orders fill in bar t + 1
-    same_session: jax.Array  # bool[] whether t and t + 1 belong to one session
+    new_session: jax.Array  # bool[] whether bar t + 1 opens a session
+    fill_price: jax.Array  # f32[] raw price at which orders fill
+    fill_tradable: jax.Array  # bool[] whether orders fill at all
+    fills_next: bool = struct.field(pytree_node=False)  # in bar t + 1, or already in bar t
 
 
 def _at(values: jax.Array, symbol: jax.Array, bar: jax.Array) -> jax.Array:
@@ -48,18 +49,33 @@ def _at(values: jax.Array, symbol: jax.Array, bar: jax.Array) -> jax.Array:
 
     JAX clamps out-of-range indices by default, which at the edge of the data is look-ahead.
     """
-    fill = jnp.nan if jnp.issubdtype(values.dtype, jnp.floating) else False
-    return values.at[symbol, bar].get(mode="fill", fill_value=fill, wrap_negative_indices=False)
+    missing = jnp.nan if jnp.issubdtype(values.dtype, jnp.floating) else False
+    return values.at[symbol, bar].get(mode="fill", fill_value=missing, wrap_negative_indices=False)
 
 
-def quote(market: Market, symbol: jax.Array, bar: jax.Array) -> Quote:
-    """Prices around the decision at the close of `bar` (i32[]) for `symbol` (i32[])."""
+FILL_MODES = ("next_open", "same_close")
+
+
+def close_price(market: Market, symbol: jax.Array, bar: jax.Array) -> jax.Array:
+    """Close of `bar` (i32[]) for `symbol` (i32[]), f32[]; NaN outside the data."""
+    return _at(market.close, symbol, bar)
+
+
+def quote(market: Market, symbol: jax.Array, bar: jax.Array, fill: str = "next_open") -> Quote:
+    """Prices around the decision at the close of `bar` (i32[]) for `symbol` (i32[]).
+
+    `fill` is static: "next_open" fills at the open of the next bar; "same_close" at the very close
+    that the decision has seen, which is optimistic and there to compare with engines that do so.
+    """
+    fills_next = fill == "next_open"
+    close = close_price(market, symbol, bar)
     return Quote(
-        close=_at(market.close, symbol, bar),
-        next_open=_at(market.open, symbol, bar + 1),
-        next_close=_at(market.close, symbol, bar + 1),
-        next_tradable=_at(market.tradable, symbol, bar + 1),
-        same_session=market.session[symbol, bar] == market.session[symbol, bar + 1],
+        close=close,
+        next_close=close_price(market, symbol, bar + 1),
+        new_session=_at(market.session, symbol, bar) != _at(market.session, symbol, bar + 1),
+        fill_price=_at(market.open, symbol, bar + 1) if fills_next else close,
+        fill_tradable=_at(market.tradable, symbol, bar + fills_next),
+        fills_next=fills_next,
     )
 
 

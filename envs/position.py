@@ -22,6 +22,10 @@ class Position:
     def is_long(self) -> jax.Array:
         return self.shares > 0
 
+    def half(self, lot: jax.Array) -> jax.Array:
+        """Shares that SELL_PARTIAL sells, f32[]."""
+        return round_down_to_lot(0.5 * self.shares, lot)
+
     def value(self, price: jax.Array) -> jax.Array:
         """Market value at `price`, f32[]."""
         return self.shares * price
@@ -59,6 +63,15 @@ class Account:
         """Revalues the account with `holdings` (f32[], market value of all shares)."""
         equity = self.cash + holdings
         return self.replace(equity=equity, peak_equity=jnp.maximum(self.peak_equity, equity))
+
+
+def round_down_to_lot(shares: jax.Array, lot: jax.Array) -> jax.Array:
+    """Whole lots of `lot` shares (f32[], both per unit of initial equity); 0 permits fractions.
+
+    A holding of k lots is k x lot only to float32: the tolerance keeps it from losing a lot.
+    """
+    lots = jnp.floor(shares / jnp.where(lot > 0, lot, 1.0) * (1.0 + 1e-6))
+    return jnp.where(lot > 0, lots * lot, shares)
 
 
 def flat_position() -> Position:

@@ -18,12 +18,13 @@ from envs.actions import (
     next_streak,
     order_budget,
     sanitize,
+    session_trades,
 )
 from envs.curriculum import StartDistribution
 from envs.environment import Environment, EnvParams, EnvState
 from envs.episode import EpisodeStatistics, no_statistics, record
 from envs.execution import ExecutionParams, Fill, execute
-from envs.market import Market, quote, window
+from envs.market import Market, Quote, close_price, quote, window
 from envs.position import Account, Position, flat_position, new_account
 from envs.reward import (
     ReturnMoments,
@@ -123,9 +124,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
     def num_actions(self) -> int:
         return NUM_ACTIONS
 
-    def initial_state(
-        self, symbol: jax.Array, bar: jax.Array, stop_bar: jax.Array
-    ) -> TradingState:
+    def initial_state(self, symbol: jax.Array, bar: jax.Array, stop_bar: jax.Array) -> TradingState:
         """A flat account at the close of `bar`; arguments i32[]."""
         return TradingState(
             time=jnp.int32(0),
@@ -139,9 +138,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             statistics=no_statistics(),
         )
 
-    def reset_env(
-        self, key: jax.Array, params: TradingParams
-    ) -> tuple[jax.Array, TradingState]:
+    def reset_env(self, key: jax.Array, params: TradingParams) -> tuple[jax.Array, TradingState]:
         state = self.initial_state(*params.starts.sample(key, params.max_steps_in_episode))
         return self.observe(None, state, None, params), state
 
@@ -153,7 +150,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         Args:
           action: i32[] policy action.
         """
-        market_quote = quote(params.market, state.symbol, state.bar)
+        market_quote = quote(params.market, state.symbol, state.bar, params.execution.fill)
         action = jnp.asarray(action, jnp.int32)
         legal = self.action_mask(state, params)
         order, reason = sanitize(
@@ -164,11 +161,12 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             state.conduct,
             market_quote,
             self._end_reason(state, params),
+            params.execution.lot,
             params.limits,
             params.directives,
         )
         budget = order_budget(
-            order, state.position, state.account.equity, params.limits, params.directives
+            order, state.position, state.account, params.limits, params.directives
         )
         executed, position, account, fill = execute(
             order, budget, state.position, state.account, market_quote, params.execution
@@ -176,7 +174,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         reason = jnp.where(order != executed, Reason.BELOW_MINIMUM, reason)
         position = position.replace(bars_held=position.bars_held + position.is_long)
         account = account.mark(position.value(market_quote.next_close))
-        conduct = self._remember(state, action, executed, market_quote.same_session)
+        conduct = self._remember(state, action, executed, market_quote)
         conduct = conduct.replace(ruin=self._ruin(conduct.ruin, account, params.limits))
         terminated = (conduct.ruin != Reason.NONE) & ~position.is_long
         components, moments = reward_components(
@@ -277,7 +275,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         Each is divided by the limit or scale that makes its usual range about [-1, 1].
         """
         position, account, limits = state.position, state.account, params.limits
-        close = quote(params.market, state.symbol, state.bar).close
+        close = close_price(params.market, state.symbol, state.bar)
         value = position.value(close)
         cash_share = account.cash / account.equity
         return jnp.stack(
@@ -299,10 +297,8 @@ class TradingEnv(Environment[TradingState, TradingParams]):
 
     def action_mask(self, state: TradingState, params: TradingParams) -> jax.Array:
         """Legal actions in `state`, bool[7]."""
-        close = quote(params.market, state.symbol, state.bar).close
-        return legal_actions(
-            state.position, state.account.equity, close, params.limits, params.directives
-        )
+        close = close_price(params.market, state.symbol, state.bar)
+        return legal_actions(state.position, state.account, close, params.limits, params.directives)
 
     def is_terminated(self, state: TradingState, params: TradingParams) -> jax.Array:
         return (state.conduct.ruin != Reason.NONE) & ~state.position.is_long
@@ -343,14 +339,16 @@ class TradingEnv(Environment[TradingState, TradingParams]):
 
     @staticmethod
     def _remember(
-        state: TradingState, action: jax.Array, executed: jax.Array, same_session: jax.Array
+        state: TradingState, action: jax.Array, executed: jax.Array, market_quote: Quote
     ) -> Conduct:
         conduct = state.conduct
-        session_trades = jnp.where(same_session, conduct.session_trades, 0)
+        trades = session_trades(conduct, market_quote) + (executed != Action.HOLD)
+        if not market_quote.fills_next:
+            trades = jnp.where(market_quote.new_session, 0, trades)
         return conduct.replace(
             last_action=action,
             streak=next_streak(conduct, action),
-            session_trades=session_trades + (executed != Action.HOLD),
+            session_trades=trades,
             last_executed=jnp.where(
                 jnp.arange(NUM_ACTIONS) == executed, state.time, conduct.last_executed
             ),
@@ -358,7 +356,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
 
     @staticmethod
     def _ruin(latched: jax.Array, account: Account, limits: TradingLimits) -> jax.Array:
-        drawdown = account.drawdown >= limits.max_drawdown
-        ruin = jnp.where(drawdown, Reason.DRAWDOWN_BREAKER, Reason.NONE)
-        ruin = jnp.where(account.equity <= limits.bankruptcy_equity, Reason.BANKRUPTCY, ruin)
-        return jnp.where(latched != Reason.NONE, latched, ruin).astype(jnp.int32)
+        broken = account.drawdown >= limits.max_drawdown
+        ruin = jnp.where((latched == Reason.NONE) & broken, Reason.DRAWDOWN_BREAKER, latched)
+        bankrupt = account.equity <= limits.bankruptcy_equity
+        return jnp.where(bankrupt, Reason.BANKRUPTCY, ruin).astype(jnp.int32)

@@ -1,0 +1,183 @@
+"""Orbax checkpoints of one agent: the latest two, and the best by validation Sharpe ratio."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from agents.learner import TrainState
+from jaxtrader.errors import CheckpointError
+
+FORMAT_VERSION = 1
+_METRIC = "validation_sharpe"
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at INFO and WARNING
+
+
+def _rank(metrics: Mapping[str, float]) -> float:
+    # A NaN would win Orbax's comparison.
+    value = metrics[_METRIC]
+    return value if math.isfinite(value) else -math.inf
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A restored checkpoint."""
+
+    update: int
+    state: TrainState
+    meta: dict[str, Any]
+
+
+class AgentCheckpoints:
+    """The checkpoints of one (symbol, seed), in one folder."""
+
+    def __init__(self, folder: Path, keep_best: int = 3):
+        """Opens or creates `folder`; leftovers of a save that was killed are removed.
+
+        Two latest checkpoints are kept, not one: agents are saved one after the other, so a kill
+        between two saves must still leave an update that all of them have.
+        """
+        self.folder = folder.absolute()
+        keep = [
+            checkpoint_managers.LatestN(2),
+            checkpoint_managers.BestN(get_metric_fn=_rank, n=keep_best),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            best_fn=_rank,
+            best_mode="max",
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: cannot be used for checkpoints ({error}); choose another "
+                "--output-dir or free the space"
+            ) from error
+
+    def updates(self) -> list[int]:
+        """Updates that have a checkpoint, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, update: int, state: TrainState, meta: Mapping[str, Any], validation_sharpe: float
+    ) -> None:
+        """Saves `state` as the checkpoint of `update`, complete or not at all.
+
+        Raises:
+          CheckpointError: the folder cannot be written (disk full, read-only).
+        """
+        meta = {**meta, "format_version": FORMAT_VERSION, "update": update}
+        try:
+            self._manager.save(
+                update,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
+                ),
+                metrics={_METRIC: float(validation_sharpe)},
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder}: checkpoint of update {update} could not be saved ({error}); "
+                "earlier checkpoints are intact"
+            ) from error
+
+    def validation_sharpe(self, update: int) -> float:
+        """The metric under which `update` was saved; NaN when it was undefined."""
+        metrics = self._manager.metrics(update)
+        return float(metrics[_METRIC]) if metrics else float("nan")
+
+    def best_update(self) -> int:
+        """The update of the best validation Sharpe ratio; the latest where all are undefined.
+
+        Raises:
+          CheckpointError: there is no checkpoint.
+        """
+        updates = self.updates()
+        if not updates:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint found; train first (leave out --skip-training)"
+            )
+        return max(updates, key=lambda u: (_rank({_METRIC: self.validation_sharpe(u)}), u))
+
+    def restore(self, update: int, like: TrainState) -> Checkpoint:
+        """Restores one update.
+
+        Args:
+          like: a state, or the shapes of one, with the structure to expect.
+
+        Raises:
+          CheckpointError: damaged, or of another shape or format.
+        """
+        try:
+            restored = self._manager.restore(
+                update,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # Orbax raises a dozen kinds for a damaged or foreign file
+            raise CheckpointError(
+                f"{self.folder}/{update}: cannot be restored; it is damaged, or was made by other "
+                f"settings or another version: {str(error)[:500]}"
+            ) from error
+        if restored.meta.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{self.folder}/{update}: has checkpoint format "
+                f"{restored.meta.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+            )
+        return Checkpoint(update, restored.state, restored.meta)
+
+    def read_meta(self, update: int) -> dict[str, Any]:
+        """The checkpoint's description, without its arrays.
+
+        Raises:
+          CheckpointError: it cannot be read.
+        """
+        path = self.folder / str(update) / "meta" / "metadata"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+    def forget_after(self, update: int) -> None:
+        """Deletes checkpoints later than `update`, before training goes on from there."""
+        for later in [u for u in self.updates() if u > update]:
+            self._manager.delete(later)
+
+    def close(self) -> None:
+        """Waits for what is under way and lets go of the folder."""
+        self._manager.close()
+
+
+def check_meta(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Compares what a checkpoint was made for with what is asked of it now.
+
+    Raises:
+      CheckpointError: naming the first key that differs and both values.
+    """
+    for key, value in expected.items():
+        if checkpoint.get(key) != value:
+            raise CheckpointError(
+                f"{where}: was made with {key} = {checkpoint.get(key)!r}, and now it is {value!r}; "
+                "use the settings and data of that run, or train anew into another --output-dir"
+            )
+
+
+def abstract(state: TrainState) -> TrainState:
+    """Shapes and types of `state`, which is what restoring needs to know."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

@@ -1,0 +1,298 @@
+"""Typed settings: one dataclass a subject, filled from YAML and the command line alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from agents.networks import NetworkConfig
+from jaxtrader.errors import ConfigError
+
+T = TypeVar("T")
+
+SPLITS = ("train", "validation", "test")
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {value!r}: must be {rule}")
+
+
+def _require_positive(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value > 0, name, value, "greater than 0")
+
+
+def _require_share(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(0.0 <= value <= 1.0, name, value, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which bars, and how they are split in time."""
+
+    timeframe: str = "1Hour"
+    train_share: float = 0.70
+    validation_share: float = 0.15
+    test_share: float = 0.15
+    synthetic_seed: int = 0  # of the embedded market, used where no data folder is given
+    synthetic_sessions: int = 900
+
+    def __post_init__(self) -> None:
+        shares = (self.train_share, self.validation_share, self.test_share)
+        _require_positive(
+            self, "train_share", "validation_share", "test_share", "synthetic_sessions"
+        )
+        _require(
+            math.isclose(sum(shares), 1.0),
+            "train_share + validation_share + test_share",
+            sum(shares),
+            "1",
+        )
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """The market's rules. Rates are per side; money limits are shares of equity."""
+
+    episode_length: int = 256  # steps
+    costs: Literal["retail", "stage5", "free"] = "retail"
+    commission: float | None = None  # overrides the preset
+    slippage: float | None = None  # overrides the preset
+    cost_multiplier: float = 1.0
+    fill: Literal["next_open", "same_close"] = "next_open"
+    lot_size: float = 0.0  # real shares; 0 permits fractions
+    initial_cash: float = 100_000.0  # dollars
+    buy_small: float = 0.025
+    buy_medium: float = 0.06
+    buy_large: float = 0.09
+    position_cap: float = 0.20
+    max_exposure: float = 1.0
+    add_threshold: float = 0.02
+    max_adds: int = 2
+    min_notional: float = 1.0  # dollars
+    max_trades_per_session: int = 50
+    max_repeats: int = 3
+    stop_loss: float = 0.05
+    take_profit: float = 0.10
+    max_holding: int = 140  # bars
+    max_drawdown: float = 0.25
+    bankruptcy_equity: float = 0.50
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "episode_length", "initial_cash", "position_cap", "stop_loss", "take_profit",
+            "max_adds", "max_holding", "max_repeats", "max_trades_per_session", "max_drawdown",
+        )  # fmt: skip
+        _require_share(self, "buy_small", "buy_medium", "buy_large", "position_cap", "max_exposure")
+        _require(self.lot_size >= 0, "lot_size", self.lot_size, "0 or more")
+        _require(self.cost_multiplier >= 0, "cost_multiplier", self.cost_multiplier, "0 or more")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """A preset and what differs from it."""
+
+    preset: Literal["professional", "log_wealth", "differential_sharpe"] = "professional"
+    weights: dict[str, float] = field(default_factory=dict)  # component name -> weight
+    pnl_scale: float = 0.01
+    reward_clip: float = 10.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "pnl_scale", "reward_clip")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation, by the guide's names."""
+
+    total_timesteps: int = 400_000  # environment steps of each seed
+    num_envs: int = 8
+    rollout_steps: int = 512  # per environment and update
+    batch_size: int = 256  # steps in a minibatch
+    num_epochs: int = 10
+    learning_rate: float = 3e-4
+    final_learning_rate: float | None = None  # reached linearly; none: constant
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_ratio: float = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.01
+    final_entropy_coef: float | None = None  # reached linearly after the hold; none: constant
+    entropy_hold: float = 0.5  # share of training before the entropy coefficient moves
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None  # ends an update's epochs once exceeded
+    reward_normalization: Literal["running_mean", "none"] = "running_mean"
+    block_length: int = 64  # most contiguous steps encoded in one pass
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "total_timesteps", "num_envs", "rollout_steps", "batch_size", "num_epochs",
+            "learning_rate", "clip_ratio", "max_grad_norm", "block_length",
+        )  # fmt: skip
+        _require_share(self, "gamma", "gae_lambda", "entropy_hold")
+        if self.target_kl is not None:
+            _require_positive(self, "target_kl")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """The entropy guard; steps are environment steps of one seed."""
+
+    enabled: bool = True
+    threshold: float = 0.22  # nats
+    patience: int = 2  # failing checks in a row
+    warm_up_steps: int = 4_000
+    cool_down_steps: int = 6_000
+    boost: float = 1.7
+    floor: float = 0.03
+    ceiling: float = 3.0  # multiples of entropy_coef
+    max_rescues: int = 2
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "patience", "boost", "ceiling")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved, and what is kept."""
+
+    every: int = 10  # updates
+    keep_best: int = 3  # by Sharpe ratio on the validation split; the latest is always kept
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "every", "keep_best")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Deterministic evaluation, out of sample."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    episodes: int = 20  # with random starts, beside the full split
+    seed: int = 0  # of those starts
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "episodes")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides what a run computes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as JSON and YAML hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainingConfig:
+        """The reverse of `to_dict`; keys that are left out keep their defaults.
+
+        Raises:
+          ConfigError: unknown key (naming the nearest one), wrong type or value out of range.
+        """
+        return _fill(cls, values, source)
+
+
+def replace_settings(config: TrainingConfig, section: str, **changes: Any) -> TrainingConfig:
+    """`config` with fields of one section changed; fields given as None stay as they are."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changed = dataclasses.replace(getattr(config, section), **changes)
+    return dataclasses.replace(config, **{section: changed})
+
+
+def default_config_path(name: str = "phase3_ppo_baseline.yaml") -> Path:
+    """A configuration shipped with the library: in the installed package, or in the checkout."""
+    packaged = Path(str(importlib.resources.files("jaxtrader"))) / "configs" / name
+    return packaged if packaged.is_file() else Path(__file__).parents[1] / "configs" / name
+
+
+def load_config(path: str | Path) -> TrainingConfig:
+    """Reads a YAML file; keys that are left out keep their defaults.
+
+    Raises:
+      ConfigError: missing or malformed file, unknown key, wrong type or value out of range.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); pass a YAML file with --config, such as "
+            f"{default_config_path()}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    return TrainingConfig.from_dict({} if values is None else values, str(path))
+
+
+def _fill(cls: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected keys and values, found {values!r}")
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in names:
+            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"{where}: unknown key {key!r}; did you mean {nearest[0]!r}? "
+                f"Known keys: {', '.join(names)}"
+            )
+    filled = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return cls(**filled)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, without guessing: only int to float and "3e-4" to float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _fill(hint, value, where)  # type: ignore[arg-type]
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected keys and values, found {value!r}")
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 3e-4 (no dot) as a string
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")

@@ -1,0 +1,32 @@
+"""From files of bars to a `Dataset`: checked, causal, split in time and traceable."""
+
+from jaxtrader.data.bars import Bars, read_bars
+from jaxtrader.data.builders import dataset_from_bars, load_dataset, synthetic_dataset
+from jaxtrader.data.dataset import Dataset
+from jaxtrader.data.features import FEATURE_NAMES, compute_features, warm_up_bars
+from jaxtrader.data.scaler import Scaler
+from jaxtrader.data.sentiment import DailySentiment, read_sentiment
+from jaxtrader.data.sessions import Sessions, sessions_of
+from jaxtrader.data.splits import Split, chronological_splits, split_boundaries
+from jaxtrader.data.synthetic import synthetic_bars
+
+__all__ = [
+    "FEATURE_NAMES",
+    "Bars",
+    "DailySentiment",
+    "Dataset",
+    "Scaler",
+    "Sessions",
+    "Split",
+    "chronological_splits",
+    "compute_features",
+    "dataset_from_bars",
+    "load_dataset",
+    "read_bars",
+    "read_sentiment",
+    "sessions_of",
+    "split_boundaries",
+    "synthetic_bars",
+    "synthetic_dataset",
+    "warm_up_bars",
+]

@@ -1,0 +1,101 @@
+"""Where files lie: `historical/<SYMBOL>/<timeframe>/data.parquet` and its neighbours."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from jaxtrader.errors import ConfigError, DataError
+
+_SYMBOL = re.compile(r"[A-Za-z0-9^][A-Za-z0-9^._=-]{0,31}")
+_TIMEFRAME = re.compile(r"([1-9][0-9]{0,3})(Min|Hour|Day)")
+_MINUTES = {"Min": 1, "Hour": 60, "Day": 24 * 60}
+
+
+def timeframe_minutes(timeframe: str) -> int:
+    """Length of one bar in minutes: `"15Min"` -> 15, `"1Hour"` -> 60, `"1Day"` -> 1440.
+
+    Raises:
+        ConfigError: the name is not a whole number followed by Min, Hour or Day.
+    """
+    match = _TIMEFRAME.fullmatch(timeframe)
+    if match is None:
+        raise ConfigError(
+            f"timeframe {timeframe!r} is not a number followed by Min, Hour or Day; "
+            "write for example '15Min', '1Hour' or '1Day'"
+        )
+    return int(match[1]) * _MINUTES[match[2]]
+
+
+def check_symbol(symbol: str) -> str:
+    """Returns `symbol` when it can be the name of one folder, and nothing else.
+
+    Raises:
+        DataError: the name holds a path separator, starts with a dot, or is otherwise not a ticker.
+    """
+    if _SYMBOL.fullmatch(symbol) is None or ".." in symbol:
+        raise DataError(
+            f"{symbol!r} is not a symbol: use letters, digits and . - _ = ^ "
+            "(for example SPY, BRK-B, BTCUSDT), no folders"
+        )
+    return symbol
+
+
+def historical_folder(data_dir: str | Path) -> Path:
+    """The `historical` folder of `data_dir`: DIR/historical, DIR/data/historical or DIR itself.
+
+    Raises:
+        DataError: none of the three exists.
+    """
+    data_dir = Path(data_dir)
+    candidates = [data_dir / "historical", data_dir / "data" / "historical"]
+    if data_dir.name == "historical":
+        candidates.append(data_dir)
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DataError(
+        f"{data_dir}: found neither {candidates[0]} nor {candidates[1]}; give the folder that "
+        "holds historical/<SYMBOL>/<timeframe>/data.parquet"
+    )
+
+
+def bars_path(data_dir: str | Path, symbol: str, timeframe: str) -> Path:
+    """Path of one symbol's bars, which exists.
+
+    Raises:
+        DataError: no such symbol (the nearest ones are named) or timeframe (those there are named).
+        ConfigError: `timeframe` is not the name of a timeframe.
+    """
+    check_symbol(symbol)
+    timeframe_minutes(timeframe)
+    historical = historical_folder(data_dir)
+    folder = historical / symbol
+    path = folder / timeframe / "data.parquet"
+    if path.is_file():
+        return path
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such symbol. {_nearest_symbols(symbol, historical)}")
+    timeframes = sorted(p.parent.name for p in folder.glob("*/data.parquet"))
+    raise DataError(
+        f"{path}: no such file. Timeframes of {symbol} there: {', '.join(timeframes) or 'none'}"
+    )
+
+
+def sentiment_path(data_dir: str | Path, symbol: str) -> Path:
+    """Path of one symbol's daily sentiment, beside `historical`; the file may not exist."""
+    folder = historical_folder(data_dir).parent
+    return folder / "sentiment" / check_symbol(symbol) / "daily_sentiment.parquet"
+
+
+def _nearest_symbols(symbol: str, historical: Path) -> str:
+    symbols = sorted(p.name for p in historical.iterdir() if p.is_dir())
+    if not symbols:
+        return f"{historical} holds no symbols at all"
+    by_upper = {name.upper(): name for name in symbols}
+    nearest = difflib.get_close_matches(symbol.upper(), by_upper, n=3, cutoff=0.5)
+    if nearest:
+        names = ", ".join(by_upper[name] for name in nearest)
+        return f"Nearest of the {len(symbols)} there: {names}"
+    return f"There are {len(symbols)}: {', '.join(symbols[:8])}{', ...' * (len(symbols) > 8)}"

@@ -1,0 +1,1 @@
+"""What a policy earned, and how sure one can be of it."""

@@ -1,0 +1,303 @@
+"""From settings and data to the compiled programs: the one place where both become arrays.
+
+Agents are laid out as [symbols, seeds]; each sees only its own symbol's market.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.entropy import EntropySchedule, GuardParams
+from agents.learner import Hyperparameters, Learner, TrainState, UpdateMetrics
+from agents.networks import ActorCritic
+from agents.playback import Playback, play
+from agents.ppo import PPOParams, PPOShape
+from envs.actions import neutral_directives, trading_limits
+from envs.curriculum import start_distribution
+from envs.execution import execution_params
+from envs.reward import reward_params
+from envs.trading import TradingEnv, TradingParams
+from jaxtrader.config import SPLITS, TrainingConfig
+from jaxtrader.data import Dataset
+from jaxtrader.data.markets import split_market
+from jaxtrader.errors import ConfigError
+
+MAX_UPDATES_PER_CALL = 50  # length of the metrics buffer of one compiled call
+
+
+def ppo_shape(config: TrainingConfig) -> PPOShape:
+    """Static shape of training.
+
+    A block is the largest stretch of at most `block_length` steps that divides rollouts, episodes
+    and minibatches.
+
+    Raises:
+      ConfigError: when a rollout cannot be dealt into whole minibatches.
+    """
+    ppo = config.ppo
+    common = math.gcd(ppo.rollout_steps, config.environment.episode_length, ppo.batch_size)
+    block = max(d for d in range(1, min(common, ppo.block_length) + 1) if common % d == 0)
+    steps = ppo.num_envs * ppo.rollout_steps
+    if steps % ppo.batch_size:
+        raise ConfigError(
+            f"num_envs x rollout_steps = {steps} is not a multiple of batch_size = "
+            f"{ppo.batch_size}: the minibatches would not cover the rollout. Change one of the "
+            f"three; {ppo.num_envs * ppo.batch_size} steps a rollout would do"
+        )
+    return PPOShape(
+        num_envs=ppo.num_envs,
+        num_blocks=ppo.rollout_steps // block,
+        block_length=block,
+        num_epochs=ppo.num_epochs,
+        blocks_per_minibatch=ppo.batch_size // block,
+        normalize_rewards=ppo.reward_normalization == "running_mean",
+    )
+
+
+def updates_for(config: TrainingConfig, total_timesteps: int) -> int:
+    """Updates that cover `total_timesteps` environment steps of one seed, rounded up."""
+    return math.ceil(total_timesteps / ppo_shape(config).steps_per_update)
+
+
+def hyperparameters(config: TrainingConfig, total_updates: int) -> Hyperparameters:
+    """The traced coefficients of training."""
+    ppo, guard = config.ppo, config.guard
+    steps_per_update = ppo_shape(config).steps_per_update
+
+    def rate(value: float | None, otherwise: float = math.inf) -> jax.Array:
+        return jnp.float32(otherwise if value is None else value)
+
+    def updates(steps: int) -> jax.Array:
+        return jnp.int32(max(1, math.ceil(steps / steps_per_update)))
+
+    return Hyperparameters(
+        ppo=PPOParams(
+            learning_rate=rate(ppo.learning_rate),
+            final_learning_rate=rate(ppo.final_learning_rate, ppo.learning_rate),
+            discount=rate(ppo.gamma),
+            trace_decay=rate(ppo.gae_lambda),
+            clip_ratio=rate(ppo.clip_ratio),
+            value_coef=rate(ppo.value_coef),
+            max_grad_norm=rate(ppo.max_grad_norm),
+            target_kl=rate(ppo.target_kl),
+        ),
+        entropy=EntropySchedule(
+            initial=rate(ppo.entropy_coef),
+            final=rate(ppo.final_entropy_coef, ppo.entropy_coef),
+            hold=rate(ppo.entropy_hold),
+        ),
+        guard=GuardParams(
+            # No entropy is negative: a disabled guard watches for the impossible.
+            threshold=jnp.float32(guard.threshold if guard.enabled else -1.0),
+            patience=jnp.int32(guard.patience),
+            warm_up=updates(guard.warm_up_steps),
+            cool_down=updates(guard.cool_down_steps),
+            boost=rate(guard.boost),
+            floor=rate(guard.floor),
+            ceiling=rate(guard.ceiling),
+            max_rescues=jnp.int32(guard.max_rescues),
+        ),
+        total_updates=jnp.int32(total_updates),
+    )
+
+
+def trading_params(config: TrainingConfig, dataset: Dataset, split: str) -> TradingParams:
+    """The environment's parameters on one split, stacked over symbols: leaves [S, ...].
+
+    The market of a split holds its bars and the R - 1 bars before them, and nothing later.
+
+    Raises:
+      ConfigError: for settings the environment refuses.
+    """
+    environment = config.environment
+    market, first_bar, last_bar = split_market(dataset, split)
+    episode_length = environment.episode_length
+
+    def one(symbol: int) -> TradingParams:
+        return TradingParams(
+            max_steps_in_episode=jnp.int32(episode_length),
+            market=jax.tree.map(lambda x: x[symbol][None], market),
+            starts=start_distribution(
+                first_bar[symbol : symbol + 1],
+                last_bar[symbol : symbol + 1],
+                episode_length,
+                dataset.receptive_field,
+            ),
+            execution=execution_params(
+                environment.costs,
+                commission=environment.commission,
+                slippage=environment.slippage,
+                cost_multiplier=environment.cost_multiplier,
+                lot_size=environment.lot_size,
+                initial_cash=environment.initial_cash,
+                fill=environment.fill,
+            ),
+            limits=trading_limits(
+                buy_fractions=(
+                    environment.buy_small,
+                    environment.buy_medium,
+                    environment.buy_large,
+                ),
+                position_cap=environment.position_cap,
+                max_exposure=environment.max_exposure,
+                add_threshold=environment.add_threshold,
+                max_adds=environment.max_adds,
+                min_notional=environment.min_notional / environment.initial_cash,
+                max_trades_per_session=environment.max_trades_per_session,
+                max_repeats=environment.max_repeats,
+                stop_loss=environment.stop_loss,
+                take_profit=environment.take_profit,
+                max_holding=environment.max_holding,
+                max_drawdown=environment.max_drawdown,
+                bankruptcy_equity=environment.bankruptcy_equity,
+            ),
+            reward=reward_params(
+                config.reward.preset,
+                weights=config.reward.weights,
+                pnl_scale=config.reward.pnl_scale,
+                discount=config.ppo.gamma,
+                reward_clip=config.reward.reward_clip,
+            ),
+            directives=neutral_directives(),
+        )
+
+    try:
+        per_symbol = [one(symbol) for symbol in range(len(dataset.symbols))]
+    except ValueError as error:
+        raise ConfigError(f"{split} split of {', '.join(dataset.symbols)}: {error}") from error
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *per_symbol)
+
+
+def over_agents(function: Callable, vectorize: bool) -> Callable:
+    """Lifts `function(agent, params, *rest)` to agents [S, K, ...] and params [S, ...].
+
+    `vectorize` runs all agents abreast with `vmap`, which is what an accelerator wants. A CPU has
+    no lanes to spare: there the agents of one program follow each other with `lax.map`, which is
+    faster and makes a seed alone equal the same seed among others to the bit.
+    """
+
+    def mapped(agents: Any, params: Any, *rest: Any) -> Any:
+        def symbol(agents: Any, params: Any) -> Any:
+            one = lambda agent: function(agent, params, *rest)  # noqa: E731
+            return jax.vmap(one)(agents) if vectorize else jax.lax.map(one, agents)
+
+        if vectorize:
+            return jax.vmap(symbol)(agents, params)
+        return jax.lax.map(lambda pair: symbol(*pair), (agents, params))
+
+    return mapped
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """All agents' training and evaluation on one dataset, compiled once each."""
+
+    config: TrainingConfig
+    dataset: Dataset
+    learner: Learner
+    params: dict[str, TradingParams]  # split -> leaves [S, ...]
+    vectorize: bool
+
+    @cached_property
+    def initialize(self) -> Callable[[jax.Array, TradingParams, Hyperparameters], TrainState]:
+        """(keys [S, K], params, hyperparameters) -> agents [S, K]."""
+        return jax.jit(over_agents(self.learner.init, self.vectorize))
+
+    @cached_property
+    def run_updates(
+        self,
+    ) -> Callable[
+        [TrainState, TradingParams, Hyperparameters, jax.Array], tuple[TrainState, UpdateMetrics]
+    ]:
+        """(agents, params, hyperparameters, n) -> agents after n updates, and their metrics.
+
+        The metrics are [S, K, MAX_UPDATES_PER_CALL, ...], of which the first n count. n is traced:
+        one program serves every n. The agents are donated.
+        """
+
+        def agent(state: TrainState, params: TradingParams, hyper: Hyperparameters, n: jax.Array):
+            shapes = jax.eval_shape(self.learner.update, state, params, hyper)[1]
+            buffer = jax.tree.map(
+                lambda s: jnp.zeros((MAX_UPDATES_PER_CALL, *s.shape), s.dtype), shapes
+            )
+
+            def body(i: jax.Array, carry: tuple[TrainState, UpdateMetrics]):
+                state, buffer = carry
+                state, metrics = self.learner.update(state, params, hyper)
+                return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffer, metrics)
+
+            return jax.lax.fori_loop(0, n, body, (state, buffer))
+
+        return jax.jit(over_agents(agent, self.vectorize), donate_argnums=0)
+
+    @partial(jax.jit, static_argnames=("self", "num_steps"))
+    def play(
+        self,
+        params: Any,
+        trading: TradingParams,
+        symbol_starts: jax.Array,
+        symbol_stops: jax.Array,
+        num_steps: int,
+    ) -> Playback:
+        """Greedy episodes of every agent, [S, K, ...].
+
+        Args:
+          params: network parameters [S, K, ...].
+          symbol_starts, symbol_stops: i32[S, E] first decision bar and stop bar of E episodes.
+          num_steps: static, at least the longest episode.
+        """
+
+        def agent(params: Any, trading_and_starts: tuple) -> Playback:
+            trading, starts, stops = trading_and_starts
+            return play(
+                self.learner.networks, params, self.learner.env, trading, starts, stops, num_steps
+            )
+
+        return over_agents(agent, self.vectorize)(params, (trading, symbol_starts, symbol_stops))
+
+
+def build_program(
+    config: TrainingConfig, dataset: Dataset, vectorize: bool | None = None
+) -> Program:
+    """Checks the settings against the data and lays everything out on the device.
+
+    Args:
+      vectorize: see `over_agents`; by default, unless the backend is a CPU.
+
+    Raises:
+      ConfigError: settings that contradict each other or the data.
+    """
+    networks = ActorCritic(config.network)
+    if dataset.receptive_field != networks.receptive_field:
+        raise ConfigError(
+            f"the dataset was split for a receptive field of {dataset.receptive_field} bars, and "
+            f"the network's dilations make {networks.receptive_field}: build the dataset with "
+            f"receptive_field={networks.receptive_field}"
+        )
+    params = {split: trading_params(config, dataset, split) for split in SPLITS}
+    first_symbol = jax.tree.map(lambda x: x[0], params["train"])
+    learner = Learner(
+        env=TradingEnv(first_symbol, window=networks.receptive_field),
+        networks=networks,
+        shape=ppo_shape(config),
+    )
+    if vectorize is None:
+        vectorize = jax.default_backend() != "cpu"
+    return Program(config, dataset, learner, params, vectorize)
+
+
+def agent_keys(symbols: tuple[str, ...], seeds: tuple[int, ...]) -> jax.Array:
+    """Typed keys [S, K]: an agent's stream depends on its seed and its symbol's name alone."""
+    names = np.asarray([zlib.crc32(symbol.encode()) for symbol in symbols], np.uint32)
+    keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+    per_symbol = jax.vmap(jax.random.fold_in, (0, None))
+    return jax.vmap(per_symbol, (None, 0))(keys, names)
