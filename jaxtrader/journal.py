@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,32 +46,36 @@ class TableFile:
                 ) from error
         self._parts.append(rows)
 
-    def rewind(self, update: int) -> None:
-        """Reads the file back and drops rows later than `update`, and a last line cut short.
+    def load(self, update: int) -> None:
+        """Reads the rows up to `update` back; a last line that a kill cut short is left out.
+
+        A file that is not there is an empty table.
 
         Raises:
-          JaxtraderError: the file is missing or is not the table it should be.
+          JaxtraderError: the file cannot be read or is not the table it should be.
         """
-        assert self.path is not None
+        self._parts = []
+        if self.path is None or not self.path.exists():
+            return
         try:
             text = self.path.read_text(encoding="utf-8")
-        except OSError as error:
+            whole = text[: text.rfind("\n") + 1]
+            table = pd.read_csv(io.StringIO(whole), float_precision="round_trip")
+            self._parts = [table[table["update"] <= update]]
+        except (OSError, ValueError, KeyError) as error:
             raise JaxtraderError(
-                f"{self.path}: is needed to resume and cannot be read ({error.strerror}); restore "
-                "it, or train anew into another --output-dir"
+                f"{self.path}: is needed to go on and cannot be read ({error}); restore it, or "
+                "train anew into another --output-dir"
             ) from error
-        lines = text.splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        header = lines[0].rstrip("\n").split(",") if lines else []
-        if "update" not in header:
-            raise JaxtraderError(f"{self.path}: has no column 'update'; it is not a run's table")
-        column = header.index("update")
-        kept = lines[:1] + [x for x in lines[1:] if int(x.split(",")[column]) <= update]
-        write_whole(self.path, "".join(kept))
-        self._parts = [pd.read_csv(self.path)] if len(kept) > 1 else []
-        if len(kept) == 1:  # a header alone: the next append writes it again
-            self.path.unlink()
+
+    def rewrite(self) -> None:
+        """Makes the file hold what the table holds."""
+        if self.path is None:
+            return
+        if len(self.table):
+            write_whole(self.path, self.table.to_csv(index=False, lineterminator="\n"))
+        else:  # the next append writes the header
+            self.path.unlink(missing_ok=True)
 
 
 class Journal:
@@ -87,8 +92,15 @@ class Journal:
         self.updates[seed].append(updates)
         self.episodes[seed].append(episodes)
 
-    def rewind(self, update: int) -> None:
-        """Back to the state after `update`."""
-        for table in [*self.updates.values(), *self.episodes.values()]:
-            if table.path is not None and table.path.exists():
-                table.rewind(update)
+    def load(self, update: int) -> None:
+        """Reads all rows up to `update` back from disk."""
+        for table in self._tables():
+            table.load(update)
+
+    def rewrite(self) -> None:
+        """Makes the files hold what the tables hold."""
+        for table in self._tables():
+            table.rewrite()
+
+    def _tables(self) -> list[TableFile]:
+        return [*self.updates.values(), *self.episodes.values()]

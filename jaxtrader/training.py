@@ -21,10 +21,12 @@ import pandas as pd
 from rich.console import Console
 
 from agents.learner import HALT_REASONS, RUNNING, TrainState, UpdateMetrics
+from jaxtrader.config import TrainingConfig
 from jaxtrader.checkpoints import AgentCheckpoints, abstract, check_meta
 from jaxtrader.errors import CheckpointError, JaxtraderError
 from jaxtrader.evaluation.evaluate import validation_sharpe
 from jaxtrader.files import move_aside
+from jaxtrader.gates import STAGE5_GATES
 from jaxtrader.journal import Journal
 from jaxtrader.layout import OutputLayout
 from jaxtrader.program import (
@@ -36,7 +38,7 @@ from jaxtrader.program import (
 )
 from jaxtrader.progress import AgentStatus, TrainingProgress
 from jaxtrader.provenance import git_commit, versions
-from jaxtrader.telemetry import episode_table
+from jaxtrader.telemetry import episode_means, episode_table
 
 SECONDS_PER_CALL = 2.0  # what a call of several updates aims at, so that the progress bar moves
 
@@ -125,8 +127,14 @@ def start_run(
     return _run(program, seeds, state, 0, layout)
 
 
-def resume_run(program: Program, seeds: tuple[int, ...], layout: OutputLayout) -> TrainingRun:
-    """Goes back to the latest update of which every agent has a readable checkpoint.
+def restore_run(
+    program: Program, seeds: tuple[int, ...], layout: OutputLayout, *, to_train: bool
+) -> TrainingRun:
+    """The agents at the latest update of which every one has a readable checkpoint.
+
+    Args:
+      to_train: whether training goes on from there: later checkpoints and rows of the tables,
+        which only some agents have, are then dropped. Otherwise nothing on disk is touched.
 
     Raises:
       CheckpointError: no such update, or checkpoints of other settings or data.
@@ -168,21 +176,35 @@ def resume_run(program: Program, seeds: tuple[int, ...], layout: OutputLayout) -
         ]
         run.state = _stack([_stack(row) for row in rows])
         run.update = update
-        for checkpoints in run.checkpoints.values():
-            checkpoints.forget_after(update)
-        run.journal.rewind(update)
+        run.journal.load(update)
+        if to_train:
+            for checkpoints in run.checkpoints.values():
+                checkpoints.forget_after(update)
+            run.journal.rewrite()
         _recall_best(run, like)
         return run
     raise CheckpointError("nothing to resume: " + "; ".join(problems))
 
 
-def load_policies(program: Program, seeds: tuple[int, ...], layout: OutputLayout) -> TrainingRun:
-    """The agents of an earlier run, for evaluation: their best checkpoints, and the latest state.
+def stored_config(layout: OutputLayout, symbol: str, seed: int) -> TrainingConfig:
+    """The settings with which an agent's best checkpoint was trained.
 
     Raises:
-      CheckpointError: an agent has none, or they belong to other settings or data.
+      CheckpointError: there is none.
     """
-    return resume_run(program, seeds, layout)
+    folder = layout.checkpoints(symbol, seed)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no checkpoints of {symbol} seed {seed}; train first, or name the "
+            "--output-dir of the run that did"
+        )
+    checkpoints = AgentCheckpoints(folder)
+    try:
+        best = checkpoints.best_update()
+        meta = checkpoints.read_meta(best)
+    finally:
+        checkpoints.close()
+    return TrainingConfig.from_dict(meta["config"], f"{folder}/{best}")
 
 
 def _stack(states: list[Any]) -> Any:
@@ -228,7 +250,7 @@ def run_identity(program: Program) -> dict[str, Any]:
         "feature_names": list(program.dataset.feature_names),
         **{
             section: _jsonable(config[section])
-            for section in ("environment", "reward", "network")
+            for section in ("environment", "reward", "network", "guard")
         },
         "ppo": _jsonable({k: v for k, v in config["ppo"].items() if k != "total_timesteps"}),
     }
@@ -304,6 +326,28 @@ def train(
         )
 
 
+def cleared_gates(run: TrainingRun, total_timesteps: int, by: float = 0.8) -> dict[str, bool]:
+    """Whether each agent's training episodes had cleared two gates at `by` of the run.
+
+    Judged on the episodes that finished in the fifth of the run before that point: policy action
+    entropy and voluntary trade rate at or above their gates. No finished episode: not cleared.
+    """
+    gates = {g.metric: g for g in STAGE5_GATES}
+    watched = ("policy_action_entropy_mean", "voluntary_trade_rate")
+    cleared = {}
+    for *_, symbol, seed in run.agents:
+        episodes = run.journal.episodes[seed].table
+        if len(episodes):
+            share = episodes["steps_done"] / total_timesteps
+            late = (share > by - 0.2) & (share <= by)
+            episodes = episodes[(episodes["symbol"] == symbol) & late]
+        means = episode_means(episodes) if len(episodes) else {}
+        cleared[agent_name(run.program, symbol, seed)] = bool(means) and all(
+            gates[metric].passes(means[metric]) for metric in watched
+        )
+    return cleared
+
+
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
     """Notes a first Ctrl-C instead of raising, so that the call under way can be saved."""
@@ -362,6 +406,7 @@ def _save(run: TrainingRun, sharpe: np.ndarray) -> None:
         return
     meta = {
         **run_identity(run.program),
+        "config": _jsonable(run.program.config.to_dict()),
         "seeds": list(run.seeds),
         "git_commit": git_commit(),
         "versions": versions(),

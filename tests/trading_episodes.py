@@ -68,6 +68,7 @@ class Played:
     action: jax.Array  # i32[E, N] policy action
     mask: jax.Array  # bool[E, N, 7] legality at the decision
     state: TradingState  # [E, N] after the step
+    account: jax.Array  # f32[E, N, 12] account half of the observation, after the step
     outcome: Transition  # [E, N]
 
 
@@ -164,7 +165,10 @@ def _play(
             allowed = mask | ~masked
             action = jnp.argmax(jnp.where(allowed, scores, -jnp.inf)).astype(jnp.int32)
             state, outcome = env.transition(state, action, params)
-            return state, Played(action=action, mask=mask, state=state, outcome=outcome)
+            account = env.account_features(state, params)
+            return state, Played(
+                action=action, mask=mask, state=state, account=account, outcome=outcome
+            )
 
         return jax.lax.scan(step, state, scores)[1]
 

@@ -53,7 +53,8 @@ class LoadedPolicy:
     """A policy ready to serve.
 
     `module(features, account, mask)` returns `(action, probabilities, value)`, and
-    `module.logits(features, account, mask)` the masked logits; see `PolicyModule`.
+    `module.logits(features, account, mask)` the masked logits; see `PolicyModule`. The networks
+    are small: `torch.set_num_threads(1)` serves a few observations at a time fastest.
     """
 
     module: torch.jit.ScriptModule

@@ -1,0 +1,1 @@
+"""Measurements a person runs: `python -m benchmarks.steps`."""

@@ -1,0 +1,1 @@
+"""Studies a person runs: `python -m experiments.stage5`."""

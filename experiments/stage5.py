@@ -1,0 +1,349 @@
+"""Stage 5: train symbol agents with several seeds at once, evaluate them, and hold them to gates.
+
+    python -m experiments.stage5 --seeds 42 1337 9001
+    python -m experiments.stage5 --data-dir DIR --symbols SPY --seeds 42 1337 9001
+
+Exit status: 0 when every agent passes every gate, 1 when a gate (or a test asked for with
+--run-pytest) fails, 2 on bad input, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from jaxtrader import api
+from jaxtrader.config import (
+    TrainingConfig,
+    default_config_path,
+    load_config,
+    replace_settings,
+)
+from jaxtrader.data import Dataset
+from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observations
+from jaxtrader.errors import ConfigError, JaxtraderError
+from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
+from jaxtrader.files import timestamp, write_whole
+from jaxtrader.gates import gate_table
+from jaxtrader.layout import OutputLayout
+from jaxtrader.program import Program, build_program
+from jaxtrader.reporting.figures import equity_figure
+from jaxtrader.reporting.markdown import render_markdown
+from jaxtrader.reporting.summary import build_summary, gate_results
+from jaxtrader.runtime import be_deterministic, use_compilation_cache
+from jaxtrader.training import (
+    Interrupted,
+    TrainingRun,
+    cleared_gates,
+    restore_run,
+    start_run,
+    stored_config,
+    train,
+)
+
+REPORT_VARIABLE = "JAXTRADER_STAGE5_REPORT"  # tells --run-pytest's tests which report is meant
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train symbol agents, evaluate them out of sample, and hold them to the stage-5 gates."""
+
+    config: Path = field(default_factory=default_config_path)
+    """YAML file with settings; keys that it leaves out keep their defaults."""
+    data_dir: Path | None = None
+    """Folder with historical/<SYMBOL>/<timeframe>/data.parquet. Without it: the embedded synthetic
+    market."""
+    symbols: tuple[str, ...] = ()
+    """Symbols to train, one agent per symbol and seed. Default: SPY with --data-dir, else SYNTH."""
+    seeds: tuple[int, ...] = (42, 1337, 9001)
+    """Seeds, trained together in one program."""
+    total_timesteps: int | None = None
+    """Environment steps of each seed (rounded up to whole updates). Default: the config's."""
+    extend_to: int | None = None
+    """Go on to this many steps if, at 80 % of the first run, every seed's training episodes had
+    cleared the entropy and voluntary-trade gates."""
+    n_envs: int | None = None
+    """Environments per seed. Default: the config's."""
+    evaluation_episodes: int | None = None
+    """Random-start evaluation episodes. Default: the config's."""
+    evaluation_split: Literal["train", "validation", "test"] | None = None
+    """Split to evaluate on. Default: the config's."""
+    skip_training: bool = False
+    """Evaluate the existing checkpoints under --output-dir, with the settings stored in them."""
+    resume: bool = False
+    """Go on from the latest checkpoints under --output-dir."""
+    run_pytest: bool = False
+    """Run pytest on the results afterwards; a failing test makes the exit status 1."""
+    pytest_args: tuple[str, ...] = ("tests/test_stage5_validation.py",)
+    """What pytest is given."""
+    output_dir: Path = Path()
+    """Folder under which reports/, logs/ and models/ are written."""
+    settings: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
+        default_factory=TrainingConfig
+    )
+    """Single settings, over those of --config."""
+
+
+def parse_arguments(argv: list[str]) -> Arguments:
+    """Command line over YAML over defaults.
+
+    Raises:
+      ConfigError: the YAML file is missing or wrong, or options contradict each other.
+      SystemExit: an unknown option (status 2) or --help (status 0).
+    """
+    path = default_config_path()
+    for i, argument in enumerate(argv):
+        if argument == "--config" and i + 1 < len(argv):
+            path = Path(argv[i + 1])
+        elif argument.startswith("--config="):
+            path = Path(argument.removeprefix("--config="))
+    arguments = tyro.cli(
+        Arguments,
+        args=argv,
+        default=Arguments(config=path, settings=load_config(path)),
+        prog="python -m experiments.stage5",
+        description=__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    _check(arguments)
+    settings = replace_settings(
+        arguments.settings,
+        "ppo",
+        total_timesteps=arguments.total_timesteps,
+        num_envs=arguments.n_envs,
+    )
+    settings = replace_settings(
+        settings,
+        "evaluation",
+        episodes=arguments.evaluation_episodes,
+        split=arguments.evaluation_split,
+    )
+    default = ("SPY",) if arguments.data_dir else ("SYNTH",)
+    return dataclasses.replace(
+        arguments, settings=settings, symbols=arguments.symbols or default
+    )
+
+
+def _check(arguments: Arguments) -> None:
+    if arguments.symbols and arguments.data_dir is None:
+        raise ConfigError(
+            f"--symbols {' '.join(arguments.symbols)} needs --data-dir, the folder with their bars; "
+            "leave --symbols out to train on the embedded synthetic market"
+        )
+    for name in ("seeds", "symbols"):
+        values = getattr(arguments, name)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"--{name} {' '.join(map(str, values))}: names one twice")
+    if not arguments.seeds or not all(0 <= seed < 2**32 for seed in arguments.seeds):
+        raise ConfigError(f"--seeds {arguments.seeds}: give integers from 0 to 2^32 - 1")
+    if arguments.skip_training and (arguments.resume or arguments.extend_to):
+        raise ConfigError("--skip-training evaluates only: leave out --resume and --extend-to")
+    steps = arguments.total_timesteps or arguments.settings.ppo.total_timesteps
+    if arguments.extend_to is not None and arguments.extend_to <= steps:
+        raise ConfigError(
+            f"--extend-to {arguments.extend_to} must be more than the first run's {steps} steps"
+        )
+
+
+def load_data(arguments: Arguments, config: TrainingConfig) -> Dataset:
+    """The dataset of the command line: real with --data-dir, else synthetic."""
+    if arguments.data_dir is None:
+        return api.synthetic_market(arguments.symbols, config)
+    return api.load_market(arguments.data_dir, arguments.symbols, config)
+
+
+def announce(program: Program, arguments: Arguments, console: Console) -> None:
+    """Says what is trained on what."""
+    shape, config = program.learner.shape, program.config
+    for line in program.dataset.describe():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    agents = len(arguments.symbols) * len(arguments.seeds)
+    console.print(
+        f"{agents} agents, each {shape.num_envs} environments x {shape.rollout_steps} steps an "
+        f"update; costs {config.environment.costs}, fill {config.environment.fill}, "
+        f"reward {config.reward.preset}",
+        soft_wrap=True,
+    )
+    if config.environment.fill == "same_close":
+        console.print("fill same_close is optimistic: orders fill at a price already seen")
+
+
+def train_agents(
+    program: Program, arguments: Arguments, layout: OutputLayout, console: Console
+) -> tuple[TrainingRun, int | None]:
+    """Trains, resumes or restores; returns the run and the length it was extended to, if it was."""
+    if arguments.skip_training:
+        return restore_run(program, arguments.seeds, layout, to_train=False), None
+    steps = program.config.ppo.total_timesteps
+    if arguments.resume:
+        run = restore_run(program, arguments.seeds, layout, to_train=True)
+        console.print(f"resuming after update {run.update}, {run.steps:,} steps per seed")
+    else:
+        run = start_run(program, arguments.seeds, steps, layout)
+    train(run, steps, console)
+    if arguments.extend_to is None:
+        return run, None
+    cleared = cleared_gates(run, steps)
+    if not all(cleared.values()):
+        missing = ", ".join(name for name, ok in cleared.items() if not ok)
+        console.print(f"not extended: entropy or voluntary trade rate not cleared by {missing}")
+        return run, None
+    console.print(f"all agents cleared entropy and voluntary trades: on to {arguments.extend_to:,}")
+    train(run, arguments.extend_to, console)
+    return run, arguments.extend_to
+
+
+def export_agents(
+    run: TrainingRun, evaluations: list[list[Evaluation]], split: str, layout: OutputLayout
+) -> list[list[ExportedPolicy]]:
+    """One TorchScript policy per agent, each replayed without JAX."""
+    observations = sample_observations(run.program, run.best_params, split)
+    exports: list[list[ExportedPolicy]] = [[] for _ in run.program.dataset.symbols]
+    for s, k, symbol, seed in run.agents:
+        exports[s].append(
+            export_agent(
+                run.program,
+                run.best_params,
+                observations,
+                s,
+                k,
+                layout.policy(symbol, seed),
+                split=split,
+                metrics=evaluations[s][k].performance.to_dict(),
+            )
+        )
+    return exports
+
+
+def write_reports(
+    summary: dict, evaluations: list[list[Evaluation]], folder: Path, layout: OutputLayout
+) -> None:
+    """summary.json, summary.md, a figure per symbol, and the evaluation episodes of every seed."""
+    by_seed: dict[int, list[str]] = {}
+    for row in evaluations:
+        for evaluation in row:
+            lines = evaluation.episodes.to_csv(index=False, lineterminator="\n")
+            head, _, body = lines.partition("\n")
+            by_seed.setdefault(evaluation.seed, [head + "\n"]).append(body)
+    split = evaluations[0][0].split
+    for seed, parts in by_seed.items():
+        write_whole(layout.evaluation(seed, split), "".join(parts))
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / "summary.md", render_markdown(summary))
+    kind = str(summary["data"]["kind"])
+    for row in evaluations:
+        title = f"{row[0].symbol} ({kind} data), {split} split"
+        equity_figure(row, folder / f"equity_{row[0].symbol}.png", title)
+
+
+def run_pytest(arguments: Arguments, report: Path, console: Console) -> bool:
+    """Runs pytest on this report; whether it passed.
+
+    Raises:
+      ConfigError: there is nothing where --pytest-args points to.
+    """
+    root = Path(__file__).resolve().parents[1]
+    first = root / arguments.pytest_args[0].split("::")[0]
+    if not first.exists():
+        raise ConfigError(
+            f"--pytest-args {' '.join(arguments.pytest_args)}: {first} does not exist; the tests "
+            "come with the source checkout, not with the installed package"
+        )
+    console.print(f"pytest {' '.join(arguments.pytest_args)}")
+    environment = {**os.environ, REPORT_VARIABLE: str(report.resolve())}
+    command = [sys.executable, "-m", "pytest", "-q", *arguments.pytest_args]
+    return subprocess.run(command, cwd=root, env=environment, check=False).returncode == 0
+
+
+def run_stage5(arguments: Arguments, console: Console) -> bool:
+    """The whole study; whether every gate (and test) passed."""
+    created = timestamp()
+    layout = OutputLayout(arguments.output_dir)
+    config = arguments.settings
+    if arguments.skip_training:
+        stored = stored_config(layout, arguments.symbols[0], arguments.seeds[0])
+        config = dataclasses.replace(stored, evaluation=config.evaluation)
+    program = build_program(config, load_data(arguments, config))
+    announce(program, arguments, console)
+    run, extended_to = train_agents(program, arguments, layout, console)
+    try:
+        split = config.evaluation.split
+        with console.status(f"evaluating on the {split} split"):
+            evaluations = evaluate_agents(
+                program, run.best_params, run.seeds, split, config.evaluation.episodes,
+                config.evaluation.seed,
+            )  # fmt: skip
+        with console.status("exporting policies and replaying them without JAX"):
+            exports = export_agents(run, evaluations, split, layout)
+        summary = build_summary(
+            run,
+            evaluations,
+            exports,
+            created=created,
+            command=["python", "-m", "experiments.stage5", *sys.argv[1:]],
+            skipped=arguments.skip_training,
+            extended_to=extended_to,
+        )
+    finally:
+        run.close()
+    folder = layout.report(created)
+    write_reports(summary, evaluations, folder, layout)
+    show_results(summary, folder, console)
+    passed = bool(summary["passed"])
+    if arguments.run_pytest:
+        passed = run_pytest(arguments, folder, console) and passed
+    return passed
+
+
+def show_results(summary: dict, folder: Path, console: Console) -> None:
+    """The gate table, out-of-sample results and warnings."""
+    agents = summary["agents"]
+    several = len(summary["data"]["symbols"]) > 1
+    names = [f"{a['symbol']} " * several + f"seed {a['seed']}" for a in agents]
+    console.print(gate_table({n: gate_results(a) for n, a in zip(names, agents, strict=True)}))
+    for name, agent in zip(names, agents, strict=True):
+        result, hold = agent["evaluation"], agent["evaluation"]["buy_and_hold"]
+        sharpe, hold_sharpe = (
+            "—" if x["performance"]["sharpe_ratio"] is None else f"{x['performance']['sharpe_ratio']:.2f}"
+            for x in (result, hold)
+        )
+        parity = agent["policy"]["parity"]
+        console.print(
+            f"{name}: {result['split']} return {result['total_return']:+.2%}, Sharpe {sharpe}, "
+            f"{result['trades']} trades; buy and hold {hold['total_return']:+.2%}, Sharpe "
+            f"{hold_sharpe}; policy parity {'pass' if parity['passed'] else 'FAIL'} "
+            f"({parity['largest_logit_difference']:.1e})",
+            soft_wrap=True,
+        )
+        for warning in agent["warnings"]:
+            console.print(f"  warning: {warning}", markup=False, soft_wrap=True)
+    console.print(f"report: {folder / 'summary.md'}", soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    console, errors = Console(), Console(stderr=True)
+    use_compilation_cache()
+    be_deterministic()
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        return 0 if run_stage5(arguments, console) else 1
+    except Interrupted as message:
+        errors.print(str(message), markup=False, soft_wrap=True)
+        return 130
+    except JaxtraderError as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

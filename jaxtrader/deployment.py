@@ -1,0 +1,145 @@
+"""From a trained agent to a policy file, and the proof that the file is that agent."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from agents.rollout import collect, start_walkers
+from envs.actions import Action
+from envs.trading import ACCOUNT_FEATURES, TradingParams
+from jaxtrader.data.markets import split_offset
+from jaxtrader.export import ParityReport, PolicyManifest, check_parity, export_policy
+from jaxtrader.export import write_parity_data
+from jaxtrader.program import Program, over_agents
+from jaxtrader.provenance import git_commit
+
+PARITY_OBSERVATIONS = 10_000
+
+
+@struct.dataclass
+class Observations:
+    """What agents saw along stochastic episodes, and what they answered; leading axis [M]."""
+
+    bar: jax.Array  # i32[M] in the split's market
+    account: jax.Array  # f32[M, A]
+    mask: jax.Array  # bool[M, 7]
+    logits: jax.Array  # f32[M, 7]
+    value: jax.Array  # f32[M]
+
+
+@dataclass(frozen=True)
+class ExportedPolicy:
+    """A policy file with its manifest and the comparison with JAX."""
+
+    path: Path
+    manifest: PolicyManifest
+    parity: ParityReport
+
+
+@partial(jax.jit, static_argnames=("program", "num_envs"))
+def _observe(
+    program: Program, params: Any, trading: TradingParams, keys: jax.Array, num_envs: int
+) -> Observations:
+    """One episode in each of `num_envs` environments for every agent, [S, K, M, ...]."""
+    learner = program.learner
+    block = learner.shape.block_length
+    blocks = program.config.environment.episode_length // block
+
+    def agent(agent: tuple[Any, jax.Array], trading: TradingParams) -> Observations:
+        params, key = agent
+        key_start, key_collect = jax.random.split(key)
+        walkers = start_walkers(key_start, learner.env, trading, num_envs, block)
+        table = learner.networks.encode_market(params, trading.market)
+        _, rollout = collect(
+            key_collect, learner.networks, params, table, learner.env, trading, walkers,
+            blocks, block,
+        )  # fmt: skip
+        bar = rollout.first_bar[:, None] + jnp.arange(block)[:, None]
+        embedding = learner.networks.embedding_at(table, rollout.symbol[:, None], bar)
+        logits, value = learner.networks.heads(params, embedding, rollout.account, rollout.mask)
+
+        def flat(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, *x.shape[3:])
+
+        return jax.tree.map(
+            flat, Observations(bar, rollout.account, rollout.mask, logits, value)
+        )
+
+    return over_agents(agent, program.vectorize)((params, keys), trading)
+
+
+def sample_observations(program: Program, params: Any, split: str, seed: int = 0) -> Observations:
+    """At least `PARITY_OBSERVATIONS` observations of every agent on real episodes of `split`.
+
+    Args:
+      params: network parameters of all agents, [S, K, ...].
+
+    Returns:
+      host arrays [S, K, M, ...].
+    """
+    num_envs = -(-PARITY_OBSERVATIONS // program.config.environment.episode_length)
+    symbols, seeds = jax.tree.leaves(params)[0].shape[:2]
+    keys = jax.random.split(jax.random.key(seed), (symbols, seeds))
+    return jax.device_get(_observe(program, params, program.params[split], keys, num_envs))
+
+
+def export_agent(
+    program: Program,
+    params: Any,
+    observations: Observations,
+    s: int,
+    k: int,
+    path: Path,
+    *,
+    split: str,
+    metrics: Mapping[str, Any],
+) -> ExportedPolicy:
+    """Writes agent (s, k) as TorchScript and replays its observations in a process without JAX.
+
+    Args:
+      params: network parameters of all agents, [S, K, ...].
+      observations: `sample_observations` of the same parameters and split.
+      metrics: what the file says of its out-of-sample performance.
+
+    Raises:
+      ExportError: the file cannot be written, or the replay failed.
+    """
+    dataset = program.dataset
+    manifest = export_policy(
+        path,
+        jax.tree.map(lambda x: np.asarray(x[s, k]), params),
+        program.config.network,
+        feature_names=dataset.feature_names,
+        mean=dataset.scaler.mean,
+        scale=dataset.scaler.scale,
+        clip=dataset.scaler.clip,
+        metadata={
+            "action_names": [action.name for action in Action],
+            "account_feature_names": list(ACCOUNT_FEATURES),
+            "symbol": dataset.symbols[s],
+            "training_data_fingerprint": dataset.fingerprint,
+            "training_data_kind": dataset.provenance["kind"],
+            "settings": program.config.to_dict(),
+            "metrics": dict(metrics),
+            "git_commit": git_commit(),
+        },
+    )
+    own = jax.tree.map(lambda x: x[s, k], observations)
+    history = np.arange(1 - dataset.receptive_field, 1)
+    rows = split_offset(dataset, split)[s] + own.bar[:, None] + history
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = Path(folder) / "observations.npz"
+        write_parity_data(
+            recorded, dataset.raw_features[s, rows], own.account, own.mask, own.logits, own.value
+        )
+        return ExportedPolicy(path, manifest, check_parity(path, recorded))

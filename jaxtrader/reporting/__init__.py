@@ -1,0 +1,1 @@
+"""Results as files that a person or a program reads."""

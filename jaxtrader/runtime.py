@@ -1,0 +1,31 @@
+"""Settings of the machine, made once by a program's entry point and never by an import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def use_compilation_cache() -> Path:
+    """Keeps compiled programs in a per-user folder, so that a second start compiles nothing.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or base / "jaxtrader" / "xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
+
+
+def be_deterministic() -> None:
+    """The same seed gives the same bits on an accelerator too; call before JAX touches a device.
+
+    Full float32 matrix products everywhere, and on a GPU deterministic reductions.
+    """
+    jax.config.update("jax_default_matmul_precision", "highest")
+    flag = "--xla_gpu_deterministic_ops=true"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
