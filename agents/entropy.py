@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 
-def histogram_entropy(counts: jax.Array) -> jax.Array:
+def histogram_entropy(counts: jax.Array | np.ndarray) -> jax.Array:
     """Entropy in nats of the empirical distribution `counts` [..., K]; 0 when there are none."""
     total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
     p = counts / total

@@ -1,6 +1,6 @@
 """One agent's whole training state, and the update that advances it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +194,8 @@ class Learner:
         broke = ~was_halted & ~finite
         keep = was_halted | broke
         kept = jax.tree.map(lambda a, b: jnp.where(keep, a, b), old, new)
-        return kept.replace(
+        return replace(
+            kept,
             halt=jnp.where(broke, HALTED_NON_FINITE, kept.halt),
             halted_at=jnp.where(broke, old.update + 1, kept.halted_at),
         )

@@ -1,7 +1,7 @@
 """The networks: a causal market encoder, an account MLP, and masked actor and critic heads."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class NetworkConfig:
     hidden: int = 64  # width of the actor and of the critic
     account_hidden: int = 32  # width of the account MLP
     actor_gain: float = 0.1  # orthogonal gain of the action layer: near-uniform at the start
+    logit_cap: float = 10.0  # bound of every logit
 
     @property
     def receptive_field(self) -> int:
@@ -78,6 +79,9 @@ class PolicyHeads(nn.Module):
         actor = nn.relu(_dense(config.hidden, "actor_hidden")(joint))
         critic = nn.relu(_dense(config.hidden, "critic_hidden")(joint))
         logits = _dense(NUM_ACTIONS, "actor", config.actor_gain)(actor)
+        # A soft bound, as odds beyond e^20 mean nothing, while the rounding of unbounded logits
+        # would set a float32 policy apart from its exported copy.
+        logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)
         value = _dense(1, "critic", 1.0)(critic)
         return logits, value[..., 0]
 
@@ -105,14 +109,16 @@ class ActorCritic:
 
     def encode(self, params: Params, features: jax.Array) -> jax.Array:
         """f32[..., L, F] to embeddings of the last L - R + 1 bars, f32[..., L - R + 1, D]."""
-        return MarketEncoder(self.config).apply({"params": params["encoder"]}, features)
+        encoder = MarketEncoder(self.config)
+        return cast(jax.Array, encoder.apply({"params": params["encoder"]}, features))
 
     def heads(
         self, params: Params, embedding: jax.Array, account: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Masked logits f32[..., 7] and value f32[...]; `mask` is bool[..., 7]."""
         heads = PolicyHeads(self.config)
-        logits, value = heads.apply({"params": params["heads"]}, embedding, account)
+        outputs = heads.apply({"params": params["heads"]}, embedding, account)
+        logits, value = cast(tuple[jax.Array, jax.Array], outputs)
         return mask_logits(logits, mask), value
 
     def encode_market(self, params: Params, market: Market) -> jax.Array:

@@ -1,5 +1,7 @@
 """Orders to fills: cash, shares and costs."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -121,7 +123,8 @@ def execute(
     filled = (bought > 0) | (sold > 0)
     closed = filled & (shares <= 0)
     cost_basis = position.cost_basis + spent - basis_sold
-    booked = position.replace(
+    booked = replace(
+        position,
         shares=shares,
         cost_basis=cost_basis,
         peak_basis=jnp.maximum(position.peak_basis, cost_basis),

@@ -1,5 +1,7 @@
 """What a symbol holds and what the account owns."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -57,12 +59,12 @@ class Account:
         """
         corrected = flow + self.cash_residual
         cash = self.cash + corrected
-        return self.replace(cash=cash, cash_residual=corrected - (cash - self.cash))
+        return replace(self, cash=cash, cash_residual=corrected - (cash - self.cash))
 
     def mark(self, holdings: jax.Array) -> "Account":
         """Revalues the account with `holdings` (f32[], market value of all shares)."""
         equity = self.cash + holdings
-        return self.replace(equity=equity, peak_equity=jnp.maximum(self.peak_equity, equity))
+        return replace(self, equity=equity, peak_equity=jnp.maximum(self.peak_equity, equity))
 
 
 def round_down_to_lot(shares: jax.Array, lot: jax.Array) -> jax.Array:

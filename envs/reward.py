@@ -49,7 +49,8 @@ class RewardComponents:
 
     def total(self, weights: "RewardComponents") -> jax.Array:
         """Weighted sum, f32[]."""
-        return sum(jax.tree.leaves(jax.tree.map(jnp.multiply, weights, self)), jnp.float32(0.0))
+        weighted = jax.tree.map(jnp.multiply, weights, self)
+        return jax.tree.reduce(jnp.add, weighted)
 
 
 @struct.dataclass

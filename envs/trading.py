@@ -1,5 +1,6 @@
 """One symbol, one account: the environment a symbol agent lives in."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -172,10 +173,10 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             order, budget, state.position, state.account, market_quote, params.execution
         )
         reason = jnp.where(order != executed, Reason.BELOW_MINIMUM, reason)
-        position = position.replace(bars_held=position.bars_held + position.is_long)
+        position = replace(position, bars_held=position.bars_held + position.is_long)
         account = account.mark(position.value(market_quote.next_close))
         conduct = self._remember(state, action, executed, market_quote)
-        conduct = conduct.replace(ruin=self._ruin(conduct.ruin, account, params.limits))
+        conduct = replace(conduct, ruin=self._ruin(conduct.ruin, account, params.limits))
         terminated = (conduct.ruin != Reason.NONE) & ~position.is_long
         components, moments = reward_components(
             before=state.position,
@@ -208,7 +209,8 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             reward=reward,
             components=components,
         )
-        state = state.replace(
+        state = replace(
+            state,
             time=state.time + 1,
             bar=state.bar + 1,
             position=position,
@@ -345,7 +347,8 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         trades = session_trades(conduct, market_quote) + (executed != Action.HOLD)
         if not market_quote.fills_next:
             trades = jnp.where(market_quote.new_session, 0, trades)
-        return conduct.replace(
+        return replace(
+            conduct,
             last_action=action,
             streak=next_streak(conduct, action),
             session_trades=trades,

@@ -128,15 +128,13 @@ def parse_arguments(argv: list[str]) -> Arguments:
         split=arguments.evaluation_split,
     )
     default = ("SPY",) if arguments.data_dir else ("SYNTH",)
-    return dataclasses.replace(
-        arguments, settings=settings, symbols=arguments.symbols or default
-    )
+    return dataclasses.replace(arguments, settings=settings, symbols=arguments.symbols or default)
 
 
 def _check(arguments: Arguments) -> None:
     if arguments.symbols and arguments.data_dir is None:
         raise ConfigError(
-            f"--symbols {' '.join(arguments.symbols)} needs --data-dir, the folder with their bars; "
+            f"--symbols {' '.join(arguments.symbols)} needs --data-dir, the folder with its bars; "
             "leave --symbols out to train on the embedded synthetic market"
         )
     for name in ("seeds", "symbols"):
@@ -313,7 +311,9 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
     for name, agent in zip(names, agents, strict=True):
         result, hold = agent["evaluation"], agent["evaluation"]["buy_and_hold"]
         sharpe, hold_sharpe = (
-            "—" if x["performance"]["sharpe_ratio"] is None else f"{x['performance']['sharpe_ratio']:.2f}"
+            "—"
+            if x["performance"]["sharpe_ratio"] is None
+            else f"{x['performance']['sharpe_ratio']:.2f}"
             for x in (result, hold)
         )
         parity = agent["policy"]["parity"]
@@ -331,7 +331,9 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    console, errors = Console(), Console(stderr=True)
+    # A pipe or a log file has no width of its own: 80 columns would cut the tables.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    errors = Console(stderr=True)
     use_compilation_cache()
     be_deterministic()
     try:

@@ -1,12 +1,12 @@
 """The Python API: load a market, train, evaluate, look, export.
 
-    import jaxtrader as jt
+import jaxtrader as jt
 
-    market = jt.synthetic_market()
-    run = jt.train(market, seeds=(42,), total_timesteps=40_000)
-    [evaluation] = jt.evaluate(run, split="test")
-    evaluation.equity, evaluation.trades          # pandas
-    jt.export_policy(run, "policy.pt")
+market = jt.synthetic_market()
+run = jt.train(market, seeds=(42,), total_timesteps=40_000)
+[evaluation] = jt.evaluate(run, split="test")
+evaluation.equity, evaluation.trades          # pandas
+jt.export_policy(run, "policy.pt")
 """
 
 from __future__ import annotations
@@ -143,8 +143,12 @@ def export_policy(
         if symbol in (None, its_symbol) and seed in (None, its_seed)
     ]
     if len(places) != 1:
-        known = ", ".join(f"{its_symbol} seed {its_seed}" for *_, its_symbol, its_seed in run.agents)
-        raise ConfigError(f"symbol={symbol!r}, seed={seed!r} names {len(places)} agents of: {known}")
+        known = ", ".join(
+            f"{its_symbol} seed {its_seed}" for *_, its_symbol, its_seed in run.agents
+        )
+        raise ConfigError(
+            f"symbol={symbol!r}, seed={seed!r} names {len(places)} agents of: {known}"
+        )
     [(s, k)] = places
     observations = sample_observations(run.program, run.best_params, split)
     sharpe = float(run.best_sharpe[s, k])

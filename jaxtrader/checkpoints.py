@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -123,7 +122,7 @@ class AgentCheckpoints:
           CheckpointError: damaged, or of another shape or format.
         """
         try:
-            restored = self._manager.restore(
+            restored: Any = self._manager.restore(
                 update,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
@@ -176,8 +175,3 @@ def check_meta(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], where
                 f"{where}: was made with {key} = {checkpoint.get(key)!r}, and now it is {value!r}; "
                 "use the settings and data of that run, or train anew into another --output-dir"
             )
-
-
-def abstract(state: TrainState) -> TrainState:
-    """Shapes and types of `state`, which is what restoring needs to know."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

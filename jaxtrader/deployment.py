@@ -18,8 +18,13 @@ from agents.rollout import collect, start_walkers
 from envs.actions import Action
 from envs.trading import ACCOUNT_FEATURES, TradingParams
 from jaxtrader.data.markets import split_offset
-from jaxtrader.export import ParityReport, PolicyManifest, check_parity, export_policy
-from jaxtrader.export import write_parity_data
+from jaxtrader.export import (
+    ParityReport,
+    PolicyManifest,
+    check_parity,
+    export_policy,
+    write_parity_data,
+)
 from jaxtrader.program import Program, over_agents
 from jaxtrader.provenance import git_commit
 
@@ -71,9 +76,7 @@ def _observe(
         def flat(x: jax.Array) -> jax.Array:
             return x.reshape(-1, *x.shape[3:])
 
-        return jax.tree.map(
-            flat, Observations(bar, rollout.account, rollout.mask, logits, value)
-        )
+        return jax.tree.map(flat, Observations(bar, rollout.account, rollout.mask, logits, value))
 
     return over_agents(agent, program.vectorize)((params, keys), trading)
 
@@ -120,8 +123,8 @@ def export_agent(
         jax.tree.map(lambda x: np.asarray(x[s, k]), params),
         program.config.network,
         feature_names=dataset.feature_names,
-        mean=dataset.scaler.mean,
-        scale=dataset.scaler.scale,
+        mean=dataset.scaler.mean.tolist(),
+        scale=dataset.scaler.scale.tolist(),
         clip=dataset.scaler.clip,
         metadata={
             "action_names": [action.name for action in Action],

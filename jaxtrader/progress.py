@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console, Group
@@ -25,13 +25,8 @@ class AgentStatus:
 class TrainingProgress:
     """A bar over all updates and a line per agent; on a plain stream, a line every tenth."""
 
-    def __init__(
-        self, agents: Sequence[str], total_updates: int, steps_per_update: int, console: Console
-    ):
-        """Args: `steps_per_update`: environment steps of all agents together."""
-        self._agents = list(agents)
+    def __init__(self, total_updates: int, console: Console):
         self._total = total_updates
-        self._steps_per_update = steps_per_update
         self._console = console
         self._bar = Progress(
             TextColumn("training"),
@@ -49,23 +44,18 @@ class TrainingProgress:
     def __enter__(self) -> TrainingProgress:
         if self._console.is_terminal:
             self._live.start()
-        self._started: float | None = None
-        self._started_at = 0
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
 
-    def show(self, update: int, statuses: Mapping[str, AgentStatus]) -> None:
-        """Updates the display after `update` updates."""
-        if self._started is None:  # the first call compiles: speed counts from its end
-            self._started, self._started_at = time.monotonic(), update
-            speed = "first call done"
-        else:
-            elapsed = max(time.monotonic() - self._started, 1e-9)
-            rate = (update - self._started_at) * self._steps_per_update / elapsed
-            speed = f"{rate:,.0f} steps/s"
+    def show(
+        self, update: int, steps_per_second: float, statuses: Mapping[str, AgentStatus]
+    ) -> None:
+        """Updates the display after `update` updates; the speed is NaN while only compiled."""
+        known = math.isfinite(steps_per_second)
+        speed = f"{steps_per_second:,.0f} steps/s" if known else "compiled"
         if self._console.is_terminal:
             self._bar.update(self._task, completed=update, speed=speed)
             self._live.update(Group(self._bar, self._table(statuses)))
@@ -75,7 +65,8 @@ class TrainingProgress:
                 f"{name}: return {s.episode_return:+.2%} entropy {s.action_entropy:.2f} {s.guard}"
                 for name, s in statuses.items()
             )
-            self._console.print(f"update {update}/{self._total}  {speed}  {entropies}")
+            line = f"update {update}/{self._total}  {speed}  {entropies}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def _table(self, statuses: Mapping[str, AgentStatus]) -> Table:
         table = Table(box=None, padding=(0, 2))

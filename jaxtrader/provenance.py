@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -12,6 +13,7 @@ import jax
 _PACKAGES = ("jaxtrader", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas")
 
 
+@functools.cache
 def git_commit() -> str | None:
     """Commit of the checkout the library runs from, `+dirty` when it differs; None outside one."""
     folder = Path(__file__).resolve().parents[1]

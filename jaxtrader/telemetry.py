@@ -102,7 +102,13 @@ def episode_table(
         if weight:
             columns[f"reward_{name}"] = weight * np.asarray(getattr(s.components, name))
             columns[f"magnitude_{name}"] = weight * np.asarray(getattr(s.magnitudes, name))
-    return pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})
+    return host_table(columns)
+
+
+def host_table(columns: Mapping[str, object]) -> pd.DataFrame:
+    """A table whose floats are float64: written as CSV and read back, every bit is the same."""
+    table = pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})
+    return table.astype(dict.fromkeys(table.select_dtypes(np.float32).columns, np.float64))
 
 
 def episode_means(episodes: pd.DataFrame) -> dict[str, float]:

@@ -21,8 +21,8 @@ import pandas as pd
 from rich.console import Console
 
 from agents.learner import HALT_REASONS, RUNNING, TrainState, UpdateMetrics
+from jaxtrader.checkpoints import AgentCheckpoints, check_meta
 from jaxtrader.config import TrainingConfig
-from jaxtrader.checkpoints import AgentCheckpoints, abstract, check_meta
 from jaxtrader.errors import CheckpointError, JaxtraderError
 from jaxtrader.evaluation.evaluate import validation_sharpe
 from jaxtrader.files import move_aside
@@ -38,7 +38,7 @@ from jaxtrader.program import (
 )
 from jaxtrader.progress import AgentStatus, TrainingProgress
 from jaxtrader.provenance import git_commit, versions
-from jaxtrader.telemetry import episode_means, episode_table
+from jaxtrader.telemetry import episode_means, episode_table, host_table
 
 SECONDS_PER_CALL = 2.0  # what a call of several updates aims at, so that the progress bar moves
 
@@ -78,7 +78,7 @@ class TrainingRun:
 
     @property
     def steps_per_second(self) -> float:
-        """Environment steps of all agents a second, compilation apart; NaN before the second call."""
+        """Environment steps of all agents a second, without compilation; NaN in the first call."""
         return self.timed_steps / self.train_seconds if self.train_seconds else math.nan
 
     def halted(self) -> dict[str, str]:
@@ -147,7 +147,7 @@ def restore_run(
         hyperparameters(program.config, 1),
     )
     run = _run(program, seeds, shape, 0, layout)
-    like = abstract(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shape))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shape)
     common = set.intersection(*(set(c.updates()) for c in run.checkpoints.values()))
     if not common:
         folders = ", ".join(str(c.folder) for c in run.checkpoints.values())
@@ -171,9 +171,7 @@ def restore_run(
             check_meta(checkpoint.meta, expected, where)
         for problem in problems:
             Console(stderr=True).print(f"falling back to update {update}: {problem}")
-        rows = [
-            [restored[s, k].state for k in range(len(seeds))] for s in range(len(symbols))
-        ]
+        rows = [[restored[s, k].state for k in range(len(seeds))] for s in range(len(symbols))]
         run.state = _stack([_stack(row) for row in rows])
         run.update = update
         run.journal.load(update)
@@ -287,7 +285,7 @@ def train(
 
     with (
         _deferred_interrupt() as interrupted,
-        TrainingProgress(names, total, steps_per_update, console) as progress,
+        TrainingProgress(total, console) as progress,
     ):
         while run.update < total:
             to_checkpoint = every - run.update % every
@@ -311,9 +309,9 @@ def train(
             due = run.update % every == 0 or run.update == total or stop
             sharpe = _validate(run) if due else None
             _record(run, metrics, first_update, n, sharpe)
-            if due:
+            if sharpe is not None:
                 _save(run, sharpe)
-            progress.show(run.update, _statuses(run, names))
+            progress.show(run.update, run.steps_per_second, _statuses(run, names))
             if stop:
                 break
     if run.train_seconds:
@@ -411,9 +409,8 @@ def _save(run: TrainingRun, sharpe: np.ndarray) -> None:
         "git_commit": git_commit(),
         "versions": versions(),
     }
-    host = jax.tree.map(lambda x: x, run.state)
     for (s, k), checkpoints in run.checkpoints.items():
-        state = jax.tree.map(lambda x, s=s, k=k: x[s, k], host)
+        state = jax.tree.map(lambda x, s=s, k=k: x[s, k], run.state)
         checkpoints.save(run.update, state, meta, float(sharpe[s, k]))
 
 
@@ -445,10 +442,10 @@ def _record(
 def _update_table(
     m: UpdateMetrics, symbol: str, seed: int, numbers: np.ndarray, steps_per_update: int
 ) -> pd.DataFrame:
-    return pd.DataFrame(
+    return host_table(
         {
-            "symbol": symbol,
-            "seed": seed,
+            "symbol": np.full(len(numbers), symbol),
+            "seed": np.full(len(numbers), seed),
             "update": numbers,
             "steps": numbers * steps_per_update,
             "reward_mean": m.reward_mean,

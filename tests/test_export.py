@@ -266,10 +266,12 @@ def test_a_network_small_enough_to_compute_by_hand(tmp_path):
     account = torch.tensor([[2.0], [2.0]])
     mask = torch.tensor([[True] * 7, [True, True, True, False, False, False, False]])
     action, _, value = module(features, account, mask)
-    assert module.logits(features, account, mask).tolist() == [
-        [0, 1.5, 3, 4.5, -1.5, 0.75, 6],
-        [0, 13.5, 27, -1e9, -1e9, -1e9, -1e9],
-    ]
+    # Logits are 10·tanh(x / 10): 1.5 gives 1.4888503, 27 gives 9.9100745 (by hand calculator).
+    first, second = module.logits(features, account, mask).tolist()
+    expected = [0, 1.4888503, 2.9131261, 4.2189901, -1.4888503, 0.7485967, 5.3704957]
+    assert first == pytest.approx(expected, abs=1e-6)
+    assert second[:3] == pytest.approx([0, 8.7405329, 9.9100745], abs=1e-6)
+    assert second[3:] == [-1e9] * 4
     assert action.tolist() == [6, 2]
     assert value.tolist() == [12, 36]
     assert torchscript._ILLEGAL_LOGIT == ILLEGAL_LOGIT

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -184,7 +183,7 @@ def _evaluation(
     telemetry = {
         name: episode_table(
             playback.statistics,
-            playback.entropy_sum,
+            np.asarray(playback.entropy_sum),
             weights,
             {
                 "symbol": np.full(len(start), dataset.symbols[s]),
@@ -269,12 +268,13 @@ def _trade_table(steps: pd.DataFrame) -> pd.DataFrame:
     """Closed trades, each from its first buy to the sale that left the account flat."""
     trade = steps["closed"].shift(fill_value=False).cumsum()
     rows = []
+    bar = pd.Series(np.arange(len(steps)), steps.index)
     for _, fills in steps[steps["executed"] != Action.HOLD.name].groupby(trade):
         last = fills.iloc[-1]
         if not last["closed"]:
             continue
         bought = fills[fills["fill_shares"] > 0]
-        held = steps.index.get_loc(fills.index[-1]) - steps.index.get_loc(fills.index[0])
+        held = int(bar[fills.index[-1]] - bar[fills.index[0]])
         rows.append(
             {
                 "entry_time": fills["fill_time"].iloc[0],
@@ -298,4 +298,4 @@ def _trade_table(steps: pd.DataFrame) -> pd.DataFrame:
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns)
     numeric = ["shares", "entry_price", "exit_price", "profit", "costs"]
-    return table.astype({name: np.float64 for name in numeric} | {"bars_held": np.int64})
+    return table.astype(dict.fromkeys(numeric, np.float64) | {"bars_held": np.int64})

@@ -125,6 +125,7 @@ class PolicyModule(nn.Module):
         mean: Sequence[float],
         scale: Sequence[float],
         clip: float,
+        logit_cap: float,
     ) -> None:
         """Takes the linear layers by their path in the flax parameters, and the scaler."""
         super().__init__()
@@ -143,6 +144,7 @@ class PolicyModule(nn.Module):
         self.num_account_features = self.account.in_features
         self.num_actions = self.actor.out_features
         self.clip = clip
+        self.logit_cap = logit_cap
         self.illegal_logit = _ILLEGAL_LOGIT
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))  # f64[F]
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))  # f64[F]
@@ -182,6 +184,7 @@ class PolicyModule(nn.Module):
         own = torch.relu(self.account(account.to(torch.float32)))
         joint = torch.cat([x[:, 0], own], dim=-1)
         logits = self.actor(torch.relu(self.actor_hidden(joint)))
+        logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         value = self.critic(torch.relu(self.critic_hidden(joint)))[:, 0]
         legal = torch.where(mask.any(dim=-1, keepdim=True), mask, self.hold)
         return torch.where(legal, logits, self.illegal_logit), value
@@ -272,7 +275,8 @@ def export_policy(
 
     archive = io.BytesIO()
     with _quiet_torchscript():
-        module = torch.jit.script(PolicyModule(dense, config.dilations, mean, scale, clip).eval())
+        policy = PolicyModule(dense, config.dilations, mean, scale, clip, config.logit_cap)
+        module = torch.jit.script(policy.eval())
         torch.jit.save(module, archive, _extra_files={_METADATA_FILE: text})
     data = archive.getvalue()
 

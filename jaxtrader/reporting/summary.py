@@ -27,7 +27,11 @@ SCHEMA_VERSION = 1
 
 def schema() -> dict[str, Any]:
     """The JSON Schema that every summary obeys."""
-    text = resources.files(__package__).joinpath("stage5_summary.schema.json").read_text("utf-8")
+    text = (
+        resources.files("jaxtrader.reporting")
+        .joinpath("stage5_summary.schema.json")
+        .read_text("utf-8")
+    )
     return json.loads(text)
 
 
@@ -186,9 +190,7 @@ def build_summary(
     extended_to: int | None,
 ) -> dict[str, Any]:
     """The whole summary, strict JSON. A run passes when every agent passes every gate."""
-    agents = [
-        agent_section(run, s, k, evaluations[s][k], exports[s][k]) for s, k, *_ in run.agents
-    ]
+    agents = [agent_section(run, s, k, evaluations[s][k], exports[s][k]) for s, k, *_ in run.agents]
     return strict(
         {
             "schema": "jaxtrader/stage5-summary",

@@ -1,0 +1,354 @@
+"""A whole update: same bits for the same seed, one trace, frozen agents, and that it learns."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from learners import (
+    NETWORKS,
+    bits,
+    guard_params,
+    hyperparameters,
+    member,
+    ppo_params,
+    run,
+    stack,
+    tiny,
+)
+from markets import params_for, planted_signs
+
+from agents.entropy import GuardParams
+from agents.learner import (
+    HALT_REASONS,
+    HALTED_NON_FINITE,
+    RUNNING,
+    Hyperparameters,
+    Learner,
+    action_histogram,
+)
+from agents.ppo import PPOShape
+from envs.trading import TradingEnv
+
+SEED = 1337
+
+
+def start(seed=SEED, hyper=None):
+    setup = tiny()
+    return setup.init(jax.random.key(seed), setup.env_params, hyper or hyperparameters())
+
+
+def updates(state, count, hyper=None):
+    setup = tiny()
+    return run(setup.update, state, setup.env_params, hyper or hyperparameters(), count)
+
+
+# ------------------------------------------------------------------------------ same bits
+
+
+def test_the_same_seed_gives_the_same_bits():
+    first, second = updates(start(), 3), updates(start(), 3)
+    chex.assert_trees_all_equal(bits(first), bits(second))
+    assert int(first[-1][0].update) == 3
+    assert int(first[-1][0].halt) == RUNNING
+    chex.assert_tree_all_finite(bits(first))
+
+
+def test_another_seed_gives_others():
+    a, b = bits(updates(start(), 1)[0][0]), bits(updates(start(seed=42), 1)[0][0])
+    assert not np.array_equal(a.walkers.state.bar, b.walkers.state.bar)
+    assert all(
+        not np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)
+    )
+
+
+def test_updates_differ_from_each_other():
+    """The key moves on: an update does not draw what the one before drew."""
+    history = bits(updates(start(), 3))
+    entropies = {float(metrics.policy_entropy) for _, metrics in history}
+    rewards = {float(metrics.reward_mean) for _, metrics in history}
+    assert len(entropies) == len(rewards) == 3
+
+
+def test_a_state_put_aside_goes_on_with_the_same_bits():
+    """All that an update reads and changes is in the state: a killed run can resume."""
+    history = updates(start(), 4)
+    raw = bits(history[1][0])
+    put_aside = jax.tree.map(jnp.asarray, raw)
+    put_aside = put_aside.replace(key=jax.random.wrap_key_data(put_aside.key))
+    resumed = updates(put_aside, 2)
+    chex.assert_trees_all_equal(bits(resumed), bits(history[2:]))
+
+
+def test_a_seed_alone_agrees_with_the_same_seed_among_three():
+    """To rounding: a batched matrix product need not add in the order of a single one.
+
+    The differences are those of float32 (6e-8 relative for one operation) after three updates of
+    two epochs; Adam divides by the gradient's own size and so passes on the *relative* error of a
+    gradient, however small the gradient. Everything discrete must agree exactly.
+    """
+    setup, hyper = tiny(), hyperparameters()
+    seeds = (42, SEED, 9001)
+    together = stack([start(seed) for seed in seeds])
+    together = run(setup.update_three, together, setup.env_params, stack([hyper] * 3), 3)
+    among = member(bits(together[-1][0]), 1)
+    alone = bits(updates(start(SEED), 3)[-1][0])
+
+    def discrete(state):
+        return [x for x in jax.tree.leaves(state) if not np.issubdtype(x.dtype, np.floating)]
+
+    chex.assert_trees_all_equal(discrete(among), discrete(alone))
+    assert difference(among.params, alone.params) < 1e-5
+    # And the three seeds are three: the streams do not all come from the first key.
+    three = bits(together[-1][0]).params
+    assert difference(member(three, 0), member(three, 1)) > 1e-2
+    assert difference(member(three, 1), member(three, 2)) > 1e-2
+
+
+def difference(tree, expected):
+    """Largest difference in any leaf, relative to the leaf's largest entry."""
+
+    def relative(a, b):
+        return np.abs(a - b).max() / np.abs(b).max()
+
+    return max(jax.tree.leaves(jax.tree.map(relative, tree, expected)))
+
+
+def test_vmapped_initial_states_are_those_of_the_single_seeds():
+    setup, hyper = tiny(), hyperparameters()
+    keys = jax.vmap(jax.random.key)(jnp.array([42, SEED]))
+    with jax.debug_key_reuse(False):  # see learners.three_updates
+        both = jax.jit(jax.vmap(setup.learner.init, (0, None, None)))(keys, setup.env_params, hyper)
+    for index, seed in enumerate((42, SEED)):
+        alone, among = bits(start(seed)), member(bits(both), index)
+        chex.assert_trees_all_equal(among.walkers, alone.walkers)
+        chex.assert_trees_all_equal(among.key, alone.key)
+        chex.assert_trees_all_close(among.params, alone.params, rtol=1e-5, atol=1e-6)
+
+
+# --------------------------------------------------------------------------- one program
+
+
+def test_changed_hyperparameters_and_later_updates_compile_nothing():
+    """`tiny().update` fails by itself when it is traced a second time."""
+    state = start()
+    setup = tiny()
+    other = hyperparameters(
+        ppo=ppo_params(
+            learning_rate=1e-4,
+            final_learning_rate=1e-5,
+            discount=0.9,
+            trace_decay=0.5,
+            clip_ratio=0.1,
+            value_coef=1.0,
+            max_grad_norm=1.0,
+            target_kl=0.02,
+        ),
+        guard=guard_params(threshold=0.3, patience=3, boost=2.0),
+        entropy_coef=0.1,
+        final_entropy_coef=0.05,
+        hold=0.1,
+        total_updates=77,
+    )
+    baseline = updates(state, 2)
+    changed = updates(state, 2, other)
+    costly = setup.env_params.replace(
+        execution=setup.env_params.execution.replace(cost_multiplier=jnp.float32(1.5))
+    )
+    setup.update(state, costly, other)
+    assert setup.update._cache_size() == 1
+    assert difference(bits(changed[-1][0].params), bits(baseline[-1][0].params)) > 1e-4
+
+
+def python_scalars():
+    """Hyperparameters as someone in a hurry would write them."""
+    strong = hyperparameters()
+    return jax.tree.map(lambda leaf: leaf.item(), strong)
+
+
+@pytest.mark.parametrize("hyper", [hyperparameters(), python_scalars()], ids=["arrays", "python"])
+def test_the_state_keeps_its_types(hyper):
+    """A weak type in the carry would be a second trace, or an error inside a scan."""
+    setup = tiny()
+    assert isinstance(hyper, Hyperparameters)
+    assert isinstance(hyper.guard, GuardParams)
+    before = jax.eval_shape(setup.learner.init, jax.random.key(0), setup.env_params, hyper)
+    after, metrics = jax.eval_shape(setup.learner.update, before, setup.env_params, hyper)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((before, after)):
+        assert not leaf.weak_type, jax.tree_util.keystr(path)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    chex.assert_tree_shape_suffix((metrics.loss, metrics.learning_rate, metrics.entropy_coef), ())
+    # Counters are integers, so that they count beyond 2^24.
+    for counter in (after.update, after.halt, after.halted_at, after.guard.rescues):
+        chex.assert_type(counter, jnp.int32)
+
+
+def test_a_state_made_without_jit_needs_no_second_trace():
+    setup, hyper = tiny(), hyperparameters()
+    state = setup.learner.init(jax.random.key(SEED), setup.env_params, hyper)
+    history = updates(state, 1)
+    assert setup.update._cache_size() == 1
+    assert int(history[0][0].halt) == RUNNING
+
+
+def test_several_updates_fit_in_one_scan():
+    setup, hyper = tiny(), hyperparameters()
+
+    def two(state):
+        step = lambda state, _: setup.learner.update(state, setup.env_params, hyper)  # noqa: E731
+        return jax.lax.scan(step, state, length=2)
+
+    with jax.debug_key_reuse(False):
+        state, metrics = jax.eval_shape(two, jax.eval_shape(start))
+    chex.assert_shape(metrics.reward_mean, (2,))
+    chex.assert_shape(state.update, ())
+
+
+def test_a_donated_state_gives_the_same_bits_and_is_gone():
+    setup, hyper = tiny(), hyperparameters()
+    expected = bits(updates(start(), 2))
+    donating = jax.jit(setup.learner.update, donate_argnums=0)
+    # Made without jit: there, one buffer may have come to stand in two places of the state.
+    state = setup.learner.init(jax.random.key(SEED), setup.env_params, hyper)
+    history = []
+    for _ in range(2):
+        given, (state, metrics) = state, donating(state, setup.env_params, hyper)
+        leaves = [*jax.tree.leaves(given.params), given.walkers.account, given.return_scale.returns]
+        assert all(leaf.is_deleted() for leaf in leaves)
+        history.append(bits((state, metrics)))
+    chex.assert_trees_all_equal(
+        [metrics for _, metrics in history][0].reward_mean, expected[0][1].reward_mean
+    )
+    chex.assert_trees_all_close(history[-1][0].params, expected[-1][0].params, rtol=1e-5, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------ schedules
+
+
+def test_schedules_run_over_the_updates_and_then_stay():
+    hyper = hyperparameters(
+        ppo=ppo_params(learning_rate=1e-3, final_learning_rate=2e-4),
+        entropy_coef=0.02,
+        final_entropy_coef=0.0,
+        hold=0.5,
+        total_updates=4,
+    )
+    history = updates(start(), 6, hyper)
+    rates = [float(metrics.learning_rate) for _, metrics in history]
+    np.testing.assert_allclose(rates, [1e-3, 8e-4, 6e-4, 4e-4, 2e-4, 2e-4], rtol=1e-5)
+    coefficients = [float(metrics.entropy_coef) for _, metrics in history]
+    np.testing.assert_allclose(coefficients, [0.02, 0.02, 0.02, 0.01, 0.0, 0.0], atol=1e-7)
+
+
+# ------------------------------------------------------------------------------- freezing
+
+
+def broken_critic(state):
+    params = jax.tree.map(lambda leaf: leaf, state.params)
+    params["heads"]["critic"]["kernel"] = params["heads"]["critic"]["kernel"].at[0, 0].set(jnp.nan)
+    return state.replace(params=params), tiny().env_params
+
+
+def broken_price(state):
+    params = tiny().env_params
+    market = params.market.replace(close=params.market.close.at[:, 20:60].set(jnp.nan))
+    return state, params.replace(market=market)
+
+
+def broken_feature(state):
+    params = tiny().env_params
+    market = params.market.replace(features=params.market.features.at[:, :, 1].set(jnp.inf))
+    return state, params.replace(market=market)
+
+
+@pytest.mark.parametrize("damage", [broken_critic, broken_price, broken_feature])
+def test_an_agent_whose_loss_is_not_finite_stays_as_it_was(damage):
+    setup = tiny()
+    healthy = updates(start(), 2)[-1][0]
+    before, env_params = damage(healthy)
+    after, metrics = setup.update(before, env_params, hyperparameters())
+    assert int(after.halt) == int(metrics.halt) == HALTED_NON_FINITE
+    assert int(after.halted_at) == 3
+    assert "finite" in HALT_REASONS[HALTED_NON_FINITE]
+    unmarked = after.replace(halt=before.halt, halted_at=before.halted_at)
+    chex.assert_trees_all_equal(bits(unmarked), bits(before))
+    # Frozen for good: mending the market does not wake it.
+    later, metrics = setup.update(after, setup.env_params, hyperparameters())
+    assert int(metrics.halt) == HALTED_NON_FINITE
+    chex.assert_trees_all_equal(bits(later), bits(after))
+
+
+def test_a_broken_agent_leaves_its_neighbours_alone():
+    setup, hyper = tiny(), stack([hyperparameters()] * 3)
+    states = [start(seed) for seed in (1, 2, 3)]
+    expected = bits(run(setup.update_three, stack(states), setup.env_params, hyper, 2))
+    states[1], _ = broken_critic(states[1])
+    history = bits(run(setup.update_three, stack(states), setup.env_params, hyper, 2))
+    np.testing.assert_array_equal(history[0][0].halt, [RUNNING, HALTED_NON_FINITE, RUNNING])
+    np.testing.assert_array_equal(history[1][0].halted_at, [0, 1, 0])
+    for other in (0, 2):
+        chex.assert_trees_all_equal(member(history, other), member(expected, other))
+
+
+# ---------------------------------------------------------------------------------- metrics
+
+
+def test_action_histogram():
+    actions = jnp.asarray([[0, 6, 3], [3, 3, 0]])
+    np.testing.assert_array_equal(action_histogram(actions), [2, 0, 0, 3, 0, 0, 1])
+
+
+def test_metrics_of_an_update():
+    setup = tiny()
+    state, metrics = updates(start(), 1)[0]
+    finished = metrics.finished
+    chex.assert_shape(finished.count, (4, 6))
+    chex.assert_shape(finished.statistics.policy_counts, (4, 6, 7))
+    np.testing.assert_array_equal(  # staggered: episodes of 12, 8 and 4 steps come first
+        np.asarray(finished.statistics.steps)[0][np.asarray(finished.count)[0] > 0], [4, 4]
+    )
+    assert 0.0 < float(metrics.action_entropy) <= np.log(7)
+    assert 0.0 < float(metrics.policy_entropy) <= np.log(7)
+    assert float(metrics.explained_variance) < 1.0
+    assert int(state.return_scale.batches) == 1
+    fewer = Learner(setup.learner.env, NETWORKS, setup.learner.shape, telemetry_envs=2)
+    shapes = jax.eval_shape(fewer.update, state, setup.env_params, hyperparameters())[1].finished
+    chex.assert_tree_shape_prefix(shapes, (4, 2))
+
+
+# ----------------------------------------------------------------------------- it does learn
+
+
+def test_it_learns_a_market_whose_next_move_is_in_plain_sight():
+    """Up 5 % or down 5 %, told one bar ahead: a tenth of a percent a bar is there for the taking.
+
+    Without normalisation of rewards, so that its switch is tested too.
+    """
+    market = planted_signs(256, move=0.05, seed=1)
+    limits = {"stop_loss": 10.0, "take_profit": 10.0, "max_drawdown": 0.99}
+    env_params = params_for(
+        market, episode_length=32, costs="free", reward="log_wealth", limits=limits
+    )
+    shape = PPOShape(
+        num_envs=16,
+        num_blocks=4,
+        block_length=16,
+        num_epochs=4,
+        blocks_per_minibatch=16,
+        normalize_rewards=False,
+    )
+    learner = Learner(TradingEnv(env_params, window=4), NETWORKS, shape)
+    hyper = hyperparameters(
+        ppo=ppo_params(learning_rate=0.01, final_learning_rate=0.01), total_updates=25
+    )
+    state = jax.jit(learner.init)(jax.random.key(0), env_params, hyper)
+    untouched = bits(state.return_scale)
+    history = run(jax.jit(learner.update), state, env_params, hyper, 25)
+    rewards = np.array([float(metrics.reward_mean) for _, metrics in history])
+    print(rewards)
+    # The initial policy knows nothing. Perfect foresight with the largest buy earns about 0.2.
+    assert abs(rewards[0]) < 0.05
+    assert rewards[-5:].mean() > rewards[0] + 0.1
+    assert float(history[-1][1].explained_variance) > 0.0
+    chex.assert_trees_all_equal(bits(history[-1][0].return_scale), untouched)
