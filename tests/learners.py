@@ -93,7 +93,7 @@ def hyperparameters(
 
 def stack(trees):
     """Trees of equal structure, stacked leaf by leaf."""
-    return jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))(trees)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def member(tree, index: int):
@@ -106,7 +106,8 @@ def bits(tree):
 
     def raw(leaf):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        # A copy: a view of a buffer on the CPU would keep it from being donated.
+        return np.array(jax.random.key_data(leaf) if is_key else leaf)
 
     return jax.tree.map(raw, tree)
 
@@ -130,26 +131,39 @@ def one_update(learner: Learner) -> Callable:
 
 def three_updates(learner: Learner) -> Callable:
     """`update` of agents and hyperparameters stacked, likewise."""
-    jitted = jax.jit(jax.vmap(chex.assert_max_traces(learner.update, n=1), in_axes=(0, None, 0)))
+    update = chex.assert_max_traces(learner.update, n=1)
+    return without_key_checks(jax.jit(jax.vmap(update, in_axes=(0, None, 0))))
 
-    def update(*arguments):
-        # To the checker of jax 0.10.2 a transposed key is a used one, and vmap transposes the keys
-        # that a scan walks over. One agent's update, the same program, is checked.
+
+def without_key_checks(function: Callable) -> Callable:
+    """To the checker of jax 0.10.2 a transposed key is a used one, and `vmap` transposes the keys
+    that a scan walks over. One agent's program, the same one, is checked.
+    """
+
+    def unchecked(*arguments):
         with jax.debug_key_reuse(False):
-            return jitted(*arguments)
+            return function(*arguments)
 
-    return update
+    return unchecked
 
 
 @functools.cache
 def tiny() -> SimpleNamespace:
-    """One learner: `init`, `update` of one agent, `update_three` of three, each jitted."""
+    """One learner, and its `init` and `update` for one agent and for three, each jitted."""
     env_params = params_for(random_walk(), episode_length=12, receptive_field=4)
     learner = Learner(env=TradingEnv(env_params, window=4), networks=NETWORKS, shape=SHAPE)
     return SimpleNamespace(
         learner=learner,
         env_params=env_params,
         init=jax.jit(learner.init),
+        init_three=without_key_checks(jax.jit(jax.vmap(learner.init, in_axes=(0, None, 0)))),
         update=one_update(learner),
         update_three=three_updates(learner),
     )
+
+
+def start_three(seeds: tuple[int, int, int], hypers: list[Hyperparameters]):
+    """(states, hyperparameters) of three agents, stacked."""
+    setup, hyper = tiny(), stack(hypers)
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
+    return setup.init_three(keys, setup.env_params, hyper), hyper

@@ -48,20 +48,25 @@ def random_walk(
 
 
 def planted_signs(
-    num_bars: int = 256, num_features: int = 3, *, move: float = 0.05, seed: int = 0
+    num_symbols: int = 2,
+    num_bars: int = 80,
+    num_features: int = 3,
+    *,
+    move: float = 0.05,
+    seed: int = 0,
 ) -> Market:
-    """One symbol whose first feature is the sign of its next bar's move of `move`.
+    """Prices of which the first feature tells the sign of the next bar's move of `move`.
 
     A bar opens at the previous close, so an order decided at close t earns all of bar t + 1.
-    Ups and downs are balanced over every pair of bars: the price stays in range.
+    Every other move takes back the one before it: prices stay in range. `num_bars` is even.
     """
     rng = np.random.default_rng(seed)
-    first = rng.choice([-1.0, 1.0], num_bars // 2)
-    signs = np.stack([first, -first], axis=1).reshape(1, -1)
+    first = rng.choice([-1.0, 1.0], (num_symbols, num_bars // 2))
+    signs = np.stack([first, -first], axis=2).reshape(num_symbols, num_bars)
     closes = 100.0 * np.cumprod(1.0 + move * signs, axis=1)
-    opens = np.concatenate([[[100.0]], closes[:, :-1]], axis=1)
-    features = rng.standard_normal((1, num_bars, num_features))
-    features[:, :, 0] = np.concatenate([signs[:, 1:], [[0.0]]], axis=1)
+    opens = closes / (1.0 + move * signs)
+    features = rng.standard_normal((num_symbols, num_bars, num_features))
+    features[:, :-1, 0] = signs[:, 1:]
     return market_of(opens, closes, features)
 
 

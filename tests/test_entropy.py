@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from learners import bits, guard_params, hyperparameters, member, run, stack, tiny
+from learners import bits, guard_params, hyperparameters, member, run, start_three, tiny
 
 from agents.entropy import (
     EntropySchedule,
@@ -168,12 +168,11 @@ ALWAYS, NEVER = 10.0, -1.0  # thresholds that every or no entropy is below
 
 def eleven_updates(threshold):
     """(state, metrics) of three agents, of which the middle one has this threshold."""
-    setup = tiny()
     hypers = [
         hyperparameters(guard=guard_params(threshold=value)) for value in (NEVER, threshold, NEVER)
     ]
-    states = [setup.init(jax.random.key(seed), setup.env_params, hypers[0]) for seed in (7, 8, 9)]
-    return run(setup.update_three, stack(states), setup.env_params, stack(hypers), 11)
+    states, hypers = start_three((7, 8, 9), hypers)
+    return run(tiny().update_three, states, tiny().env_params, hypers, 11)
 
 
 def test_a_halted_agent_is_frozen_and_the_others_never_notice():

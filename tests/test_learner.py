@@ -1,5 +1,8 @@
 """A whole update: same bits for the same seed, one trace, frozen agents, and that it learns."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from learners import (
     member,
     ppo_params,
     run,
-    stack,
+    start_three,
     tiny,
 )
 from markets import params_for, planted_signs
@@ -27,8 +30,7 @@ from agents.learner import (
     Learner,
     action_histogram,
 )
-from agents.ppo import PPOShape
-from envs.trading import TradingEnv
+from agents.normalize import new_return_scale
 
 SEED = 1337
 
@@ -86,24 +88,25 @@ def test_a_seed_alone_agrees_with_the_same_seed_among_three():
 
     The differences are those of float32 (6e-8 relative for one operation) after three updates of
     two epochs; Adam divides by the gradient's own size and so passes on the *relative* error of a
-    gradient, however small the gradient. Everything discrete must agree exactly.
+    gradient, however small the gradient. Everything discrete agrees exactly.
     """
     setup, hyper = tiny(), hyperparameters()
-    seeds = (42, SEED, 9001)
-    together = stack([start(seed) for seed in seeds])
-    together = run(setup.update_three, together, setup.env_params, stack([hyper] * 3), 3)
-    among = member(bits(together[-1][0]), 1)
-    alone = bits(updates(start(SEED), 3)[-1][0])
+    states, hypers = start_three((42, SEED, 9001), [hyper] * 3)
+    at_start = member(bits(states), 1)
+    chex.assert_trees_all_equal(discrete(at_start), discrete(bits(start(SEED))))
 
-    def discrete(state):
-        return [x for x in jax.tree.leaves(state) if not np.issubdtype(x.dtype, np.floating)]
-
+    three = bits(run(setup.update_three, states, setup.env_params, hypers, 3)[-1][0])
+    among, alone = member(three, 1), bits(updates(start(SEED), 3)[-1][0])
     chex.assert_trees_all_equal(discrete(among), discrete(alone))
     assert difference(among.params, alone.params) < 1e-5
     # And the three seeds are three: the streams do not all come from the first key.
-    three = bits(together[-1][0]).params
-    assert difference(member(three, 0), member(three, 1)) > 1e-2
-    assert difference(member(three, 1), member(three, 2)) > 1e-2
+    assert difference(member(three, 0).params, among.params) > 0.1
+    assert difference(member(three, 2).params, among.params) > 0.1
+
+
+def discrete(state):
+    """Bars, symbols, actions, counters and the key: everything that does not round."""
+    return [leaf for leaf in jax.tree.leaves(state) if not np.issubdtype(leaf.dtype, np.floating)]
 
 
 def difference(tree, expected):
@@ -113,18 +116,6 @@ def difference(tree, expected):
         return np.abs(a - b).max() / np.abs(b).max()
 
     return max(jax.tree.leaves(jax.tree.map(relative, tree, expected)))
-
-
-def test_vmapped_initial_states_are_those_of_the_single_seeds():
-    setup, hyper = tiny(), hyperparameters()
-    keys = jax.vmap(jax.random.key)(jnp.array([42, SEED]))
-    with jax.debug_key_reuse(False):  # see learners.three_updates
-        both = jax.jit(jax.vmap(setup.learner.init, (0, None, None)))(keys, setup.env_params, hyper)
-    for index, seed in enumerate((42, SEED)):
-        alone, among = bits(start(seed)), member(bits(both), index)
-        chex.assert_trees_all_equal(among.walkers, alone.walkers)
-        chex.assert_trees_all_equal(among.key, alone.key)
-        chex.assert_trees_all_close(among.params, alone.params, rtol=1e-5, atol=1e-6)
 
 
 # --------------------------------------------------------------------------- one program
@@ -184,43 +175,27 @@ def test_the_state_keeps_its_types(hyper):
         chex.assert_type(counter, jnp.int32)
 
 
-def test_a_state_made_without_jit_needs_no_second_trace():
-    setup, hyper = tiny(), hyperparameters()
-    state = setup.learner.init(jax.random.key(SEED), setup.env_params, hyper)
-    history = updates(state, 1)
-    assert setup.update._cache_size() == 1
-    assert int(history[0][0].halt) == RUNNING
-
-
 def test_several_updates_fit_in_one_scan():
     setup, hyper = tiny(), hyperparameters()
 
     def two(state):
-        step = lambda state, _: setup.learner.update(state, setup.env_params, hyper)  # noqa: E731
+        def step(state, _):
+            return setup.learner.update(state, setup.env_params, hyper)
+
         return jax.lax.scan(step, state, length=2)
 
-    with jax.debug_key_reuse(False):
-        state, metrics = jax.eval_shape(two, jax.eval_shape(start))
+    state, metrics = jax.eval_shape(two, jax.eval_shape(start))
     chex.assert_shape(metrics.reward_mean, (2,))
     chex.assert_shape(state.update, ())
 
 
-def test_a_donated_state_gives_the_same_bits_and_is_gone():
-    setup, hyper = tiny(), hyperparameters()
-    expected = bits(updates(start(), 2))
+def test_every_buffer_of_a_donated_state_is_used_again():
+    setup = tiny()
     donating = jax.jit(setup.learner.update, donate_argnums=0)
-    # Made without jit: there, one buffer may have come to stand in two places of the state.
-    state = setup.learner.init(jax.random.key(SEED), setup.env_params, hyper)
-    history = []
-    for _ in range(2):
-        given, (state, metrics) = state, donating(state, setup.env_params, hyper)
-        leaves = [*jax.tree.leaves(given.params), given.walkers.account, given.return_scale.returns]
-        assert all(leaf.is_deleted() for leaf in leaves)
-        history.append(bits((state, metrics)))
-    chex.assert_trees_all_equal(
-        [metrics for _, metrics in history][0].reward_mean, expected[0][1].reward_mean
-    )
-    chex.assert_trees_all_close(history[-1][0].params, expected[-1][0].params, rtol=1e-5, atol=1e-7)
+    arguments = jax.eval_shape(start), setup.env_params, hyperparameters()
+    # Lowering warns, which is an error here, of buffers that no output can take over.
+    program = donating.lower(*arguments).as_text()
+    assert program.count("tf.aliasing_output") == len(jax.tree.leaves(arguments[0]))
 
 
 # ------------------------------------------------------------------------------ schedules
@@ -280,15 +255,42 @@ def test_an_agent_whose_loss_is_not_finite_stays_as_it_was(damage):
 
 
 def test_a_broken_agent_leaves_its_neighbours_alone():
-    setup, hyper = tiny(), stack([hyperparameters()] * 3)
-    states = [start(seed) for seed in (1, 2, 3)]
-    expected = bits(run(setup.update_three, stack(states), setup.env_params, hyper, 2))
-    states[1], _ = broken_critic(states[1])
-    history = bits(run(setup.update_three, stack(states), setup.env_params, hyper, 2))
+    def two_updates(broken):
+        states, hypers = start_three((1, 2, 3), [hyperparameters()] * 3)
+        kernel = states.params["heads"]["critic"]["kernel"]
+        states.params["heads"]["critic"]["kernel"] = kernel.at[1, 0, 0].add(broken)
+        return bits(run(tiny().update_three, states, tiny().env_params, hypers, 2))
+
+    history, expected = two_updates(jnp.nan), two_updates(0.0)
     np.testing.assert_array_equal(history[0][0].halt, [RUNNING, HALTED_NON_FINITE, RUNNING])
     np.testing.assert_array_equal(history[1][0].halted_at, [0, 1, 0])
     for other in (0, 2):
         chex.assert_trees_all_equal(member(history, other), member(expected, other))
+
+
+# ---------------------------------------------------------------------- reward normalisation
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_rewards_are_normalised_or_left_alone(switch):
+    learner = dataclasses.replace(
+        tiny().learner, shape=dataclasses.replace(tiny().learner.shape, normalize_rewards=switch)
+    )
+    rewards = 5.0 + np.random.default_rng(0).standard_normal((4, 4, 6)).astype(np.float32)
+    never = jnp.zeros(rewards.shape, bool)
+    rollout = SimpleNamespace(reward=jnp.asarray(rewards), terminated=never, truncated=never)
+    before = new_return_scale(6)
+    normalized, after = learner._normalized(rollout, before, hyperparameters())
+    chex.assert_shape(normalized, rewards.shape)
+    if not switch:
+        np.testing.assert_array_equal(normalized, rewards)
+        chex.assert_trees_all_equal(after, before)
+        return
+    returns = np.zeros((16, 6))
+    for t, reward in enumerate(rewards.reshape(16, 6)):
+        returns[t] = reward + (0.99 * returns[t - 1] if t else 0.0)
+    np.testing.assert_allclose(normalized, rewards / returns.std(), rtol=1e-4)
+    assert int(after.batches) == 1
 
 
 # ---------------------------------------------------------------------------------- metrics
@@ -321,34 +323,19 @@ def test_metrics_of_an_update():
 
 
 def test_it_learns_a_market_whose_next_move_is_in_plain_sight():
-    """Up 5 % or down 5 %, told one bar ahead: a tenth of a percent a bar is there for the taking.
-
-    Without normalisation of rewards, so that its switch is tested too.
-    """
-    market = planted_signs(256, move=0.05, seed=1)
-    limits = {"stop_loss": 10.0, "take_profit": 10.0, "max_drawdown": 0.99}
+    """Up 5 % or down 5 %, told one bar ahead, and nothing to pay."""
     env_params = params_for(
-        market, episode_length=32, costs="free", reward="log_wealth", limits=limits
+        planted_signs(2, 80, move=0.05, seed=1),
+        costs="free",
+        reward="log_wealth",
+        limits={"stop_loss": 10.0, "take_profit": 10.0, "max_drawdown": 0.99},
     )
-    shape = PPOShape(
-        num_envs=16,
-        num_blocks=4,
-        block_length=16,
-        num_epochs=4,
-        blocks_per_minibatch=16,
-        normalize_rewards=False,
-    )
-    learner = Learner(TradingEnv(env_params, window=4), NETWORKS, shape)
-    hyper = hyperparameters(
-        ppo=ppo_params(learning_rate=0.01, final_learning_rate=0.01), total_updates=25
-    )
-    state = jax.jit(learner.init)(jax.random.key(0), env_params, hyper)
-    untouched = bits(state.return_scale)
-    history = run(jax.jit(learner.update), state, env_params, hyper, 25)
-    rewards = np.array([float(metrics.reward_mean) for _, metrics in history])
-    print(rewards)
-    # The initial policy knows nothing. Perfect foresight with the largest buy earns about 0.2.
-    assert abs(rewards[0]) < 0.05
-    assert rewards[-5:].mean() > rewards[0] + 0.1
-    assert float(history[-1][1].explained_variance) > 0.0
-    chex.assert_trees_all_equal(bits(history[-1][0].return_scale), untouched)
+    rates = ppo_params(learning_rate=0.01, final_learning_rate=0.01)
+    hyper = hyperparameters(ppo=rates, total_updates=80)
+    history = run(tiny().update, start(), env_params, hyper, 80)
+    rewards = [float(metrics.reward_mean) for _, metrics in history]
+    # The initial policy knows nothing. 9 % of equity in every rise of 5 %, which is every other
+    # bar, is worth ln(1 + 0.09 x 0.05) / 0.01 / 2 = 0.22 a step.
+    print(np.round(rewards, 3))
+    assert abs(np.mean(rewards[:2])) < 0.07
+    assert np.mean(rewards[-10:]) > 0.15
