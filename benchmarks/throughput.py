@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Arguments:
     """Environments of one agent; one row each."""
     repeats: int = 5
     """Timed calls of which the median counts."""
-    config: Path = default_config_path()
+    config: Path = field(default_factory=default_config_path)
     """YAML file with settings."""
     output: Path | None = None
     """JSON file to write; none: print only."""

@@ -79,12 +79,13 @@ class Environment(ABC, Generic[StateT, ParamsT]):
     def name(self) -> str:
         return type(self).__name__
 
-    @partial(jax.jit, static_argnames=("self",))
+    # The default parameters are passed on as arguments, not read inside the compiled functions:
+    # there they would be baked into the program, market and all.
+
     def reset(self, key: jax.Array, params: ParamsT | None = None) -> tuple[jax.Array, StateT]:
         """A fresh episode: (observation, state)."""
-        return self.reset_env(key, self.default_params if params is None else params)
+        return self._reset(key, self.default_params if params is None else params)
 
-    @partial(jax.jit, static_argnames=("self",))
     def step(
         self, key: jax.Array, state: StateT, action: jax.Array, params: ParamsT | None = None
     ) -> tuple[jax.Array, StateT, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
@@ -93,7 +94,16 @@ class Environment(ABC, Generic[StateT, ParamsT]):
         `info["final_observation"]` is the observation before the auto-reset: bootstrap from it with
         `1 - terminated`. Both flags can be true at once.
         """
-        params = self.default_params if params is None else params
+        return self._step(key, state, action, self.default_params if params is None else params)
+
+    @partial(jax.jit, static_argnames=("self",))
+    def _reset(self, key: jax.Array, params: ParamsT) -> tuple[jax.Array, StateT]:
+        return self.reset_env(key, params)
+
+    @partial(jax.jit, static_argnames=("self",))
+    def _step(
+        self, key: jax.Array, state: StateT, action: jax.Array, params: ParamsT
+    ) -> tuple[jax.Array, StateT, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
         key_step, key_reset, key_observe = jax.random.split(key, 3)
         final_observation, state, reward, terminated, info = self.step_env(
             key_step, state, action, params

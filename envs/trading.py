@@ -117,6 +117,13 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         self._default_params = default_params
         self.window = window
 
+    def __eq__(self, other: object) -> bool:
+        """Environments of one window compile to one program, whatever their default parameters."""
+        return isinstance(other, TradingEnv) and self.window == other.window
+
+    def __hash__(self) -> int:
+        return hash((TradingEnv, self.window))
+
     @property
     def default_params(self) -> TradingParams:
         return self._default_params

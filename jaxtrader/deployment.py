@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from agents.learner import Learner
 from agents.rollout import collect, start_walkers
 from envs.actions import Action
 from envs.trading import ACCOUNT_FEATURES, TradingParams
@@ -51,14 +52,19 @@ class ExportedPolicy:
     parity: ParityReport
 
 
-@partial(jax.jit, static_argnames=("program", "num_envs"))
+@partial(jax.jit, static_argnames=("learner", "vectorize", "num_envs", "num_steps"))
 def _observe(
-    program: Program, params: Any, trading: TradingParams, keys: jax.Array, num_envs: int
+    learner: Learner,
+    vectorize: bool,
+    params: Any,
+    trading: TradingParams,
+    keys: jax.Array,
+    num_envs: int,
+    num_steps: int,
 ) -> Observations:
-    """One episode in each of `num_envs` environments for every agent, [S, K, M, ...]."""
-    learner = program.learner
+    """`num_steps` steps in each of `num_envs` environments of every agent, [S, K, M, ...]."""
     block = learner.shape.block_length
-    blocks = program.config.environment.episode_length // block
+    blocks = num_steps // block
 
     def agent(agent: tuple[Any, jax.Array], trading: TradingParams) -> Observations:
         params, key = agent
@@ -78,7 +84,7 @@ def _observe(
 
         return jax.tree.map(flat, Observations(bar, rollout.account, rollout.mask, logits, value))
 
-    return over_agents(agent, program.vectorize)((params, keys), trading)
+    return over_agents(agent, vectorize)((params, keys), trading)
 
 
 def sample_observations(program: Program, params: Any, split: str, seed: int = 0) -> Observations:
@@ -90,10 +96,15 @@ def sample_observations(program: Program, params: Any, split: str, seed: int = 0
     Returns:
       host arrays [S, K, M, ...].
     """
-    num_envs = -(-PARITY_OBSERVATIONS // program.config.environment.episode_length)
+    episode_length = program.config.environment.episode_length
+    num_envs = -(-PARITY_OBSERVATIONS // episode_length)
     symbols, seeds = jax.tree.leaves(params)[0].shape[:2]
     keys = jax.random.split(jax.random.key(seed), (symbols, seeds))
-    return jax.device_get(_observe(program, params, program.params[split], keys, num_envs))
+    observations = _observe(
+        program.learner, program.vectorize, params, program.params[split], keys, num_envs,
+        episode_length,
+    )  # fmt: skip
+    return jax.device_get(observations)
 
 
 def export_agent(

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -197,6 +197,64 @@ def over_agents(function: Callable, vectorize: bool) -> Callable:
     return mapped
 
 
+# Compiled once per learner (which compares by value) and argument shapes, not once per program.
+
+
+@partial(jax.jit, static_argnames=("learner", "vectorize"))
+def _initialize(
+    learner: Learner,
+    vectorize: bool,
+    keys: jax.Array,
+    params: TradingParams,
+    hyper: Hyperparameters,
+) -> TrainState:
+    return over_agents(learner.init, vectorize)(keys, params, hyper)
+
+
+@partial(jax.jit, static_argnames=("learner", "vectorize"), donate_argnames="agents")
+def _run_updates(
+    learner: Learner,
+    vectorize: bool,
+    agents: TrainState,
+    params: TradingParams,
+    hyper: Hyperparameters,
+    n: jax.Array,
+) -> tuple[TrainState, UpdateMetrics]:
+    def agent(
+        state: TrainState, params: TradingParams, hyper: Hyperparameters, n: jax.Array
+    ) -> tuple[TrainState, UpdateMetrics]:
+        shapes = jax.eval_shape(learner.update, state, params, hyper)[1]
+        buffer = jax.tree.map(
+            lambda s: jnp.zeros((MAX_UPDATES_PER_CALL, *s.shape), s.dtype), shapes
+        )
+
+        def body(i: jax.Array, carry: tuple[TrainState, UpdateMetrics]):
+            state, buffer = carry
+            state, metrics = learner.update(state, params, hyper)
+            return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffer, metrics)
+
+        return jax.lax.fori_loop(0, n, body, (state, buffer))
+
+    return over_agents(agent, vectorize)(agents, params, hyper, n)
+
+
+@partial(jax.jit, static_argnames=("learner", "vectorize", "num_steps"))
+def _play(
+    learner: Learner,
+    vectorize: bool,
+    params: Any,
+    trading: TradingParams,
+    starts: jax.Array,
+    stops: jax.Array,
+    num_steps: int,
+) -> Playback:
+    def agent(params: Any, trading_and_bars: tuple) -> Playback:
+        trading, starts, stops = trading_and_bars
+        return play(learner.networks, params, learner.env, trading, starts, stops, num_steps)
+
+    return over_agents(agent, vectorize)(params, (trading, starts, stops))
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """All agents' training and evaluation on one dataset, compiled once each."""
@@ -207,62 +265,39 @@ class Program:
     params: dict[str, TradingParams]  # split -> leaves [S, ...]
     vectorize: bool
 
-    @cached_property
-    def initialize(self) -> Callable[[jax.Array, TradingParams, Hyperparameters], TrainState]:
-        """(keys [S, K], params, hyperparameters) -> agents [S, K]."""
-        return jax.jit(over_agents(self.learner.init, self.vectorize))
+    def initialize(
+        self, keys: jax.Array, params: TradingParams, hyper: Hyperparameters
+    ) -> TrainState:
+        """New agents [S, K] from their keys [S, K]."""
+        return _initialize(self.learner, self.vectorize, keys, params, hyper)
 
-    @cached_property
     def run_updates(
-        self,
-    ) -> Callable[
-        [TrainState, TradingParams, Hyperparameters, jax.Array], tuple[TrainState, UpdateMetrics]
-    ]:
-        """(agents, params, hyperparameters, n) -> agents after n updates, and their metrics.
+        self, agents: TrainState, params: TradingParams, hyper: Hyperparameters, n: jax.Array
+    ) -> tuple[TrainState, UpdateMetrics]:
+        """Agents after n updates, and their metrics. `agents` are donated: do not use them again.
 
-        The metrics are [S, K, MAX_UPDATES_PER_CALL, ...], of which the first n count. n is traced:
-        one program serves every n. The agents are donated.
+        The metrics are [S, K, MAX_UPDATES_PER_CALL, ...], of which the first n count. n is traced
+        (i32[]): one program serves every n.
         """
+        return _run_updates(self.learner, self.vectorize, agents, params, hyper, n)
 
-        def agent(state: TrainState, params: TradingParams, hyper: Hyperparameters, n: jax.Array):
-            shapes = jax.eval_shape(self.learner.update, state, params, hyper)[1]
-            buffer = jax.tree.map(
-                lambda s: jnp.zeros((MAX_UPDATES_PER_CALL, *s.shape), s.dtype), shapes
-            )
-
-            def body(i: jax.Array, carry: tuple[TrainState, UpdateMetrics]):
-                state, buffer = carry
-                state, metrics = self.learner.update(state, params, hyper)
-                return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffer, metrics)
-
-            return jax.lax.fori_loop(0, n, body, (state, buffer))
-
-        return jax.jit(over_agents(agent, self.vectorize), donate_argnums=0)
-
-    @partial(jax.jit, static_argnames=("self", "num_steps"))
     def play(
         self,
         params: Any,
         trading: TradingParams,
-        symbol_starts: jax.Array,
-        symbol_stops: jax.Array,
+        starts: np.ndarray,
+        stops: np.ndarray,
         num_steps: int,
     ) -> Playback:
         """Greedy episodes of every agent, [S, K, ...].
 
         Args:
           params: network parameters [S, K, ...].
-          symbol_starts, symbol_stops: i32[S, E] first decision bar and stop bar of E episodes.
+          starts, stops: int[S, E] first decision bar and stop bar of E episodes.
           num_steps: static, at least the longest episode.
         """
-
-        def agent(params: Any, trading_and_starts: tuple) -> Playback:
-            trading, starts, stops = trading_and_starts
-            return play(
-                self.learner.networks, params, self.learner.env, trading, starts, stops, num_steps
-            )
-
-        return over_agents(agent, self.vectorize)(params, (trading, symbol_starts, symbol_stops))
+        starts, stops = jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32)
+        return _play(self.learner, self.vectorize, params, trading, starts, stops, num_steps)
 
 
 def build_program(

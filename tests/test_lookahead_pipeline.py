@@ -15,6 +15,7 @@ from jaxtrader.data import dataset_from_bars, read_bars, synthetic_bars
 from jaxtrader.program import build_program
 
 NETWORKS = ActorCritic()
+PLAY = jax.jit(play, static_argnums=(0, 2, 6))
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
 
 
@@ -48,9 +49,7 @@ def playback(bars, params, scaler, split):
     trading = jax.tree.map(lambda x: x[0], program.params[split])
     first, last = trading.starts.first_bar, trading.starts.last_bar
     steps = int(last[0] - first[0])
-    result = jax.jit(play, static_argnums=(0, 2, 6))(
-        NETWORKS, params, program.learner.env, trading, first, last, steps
-    )
+    result = PLAY(NETWORKS, params, program.learner.env, trading, first, last, steps)
     offset = int(dataset.splits[split][0][0]) - (dataset.receptive_field - 1)
     return dataset, jax.device_get((trading.market, result.steps)), offset
 

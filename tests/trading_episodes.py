@@ -7,7 +7,7 @@ episode e trades symbol e of a market of E symbols.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -123,7 +123,8 @@ def assemble(episodes: Sequence[Episode], num_bars: int) -> TradingParams:
     ones = [np.ones(len(e.closes), bool) if e.tradable is None else e.tradable for e in episodes]
     zeros = [np.zeros(len(e.closes)) if e.session is None else e.session for e in episodes]
     last_bar = jnp.asarray([e.last_bar for e in episodes], jnp.int32)
-    rules = jax.tree.map(lambda *x: np.stack(x), *[env_rules(e.rules) for e in episodes])
+    known = {id(e.rules): env_rules(e.rules) for e in episodes}
+    rules = jax.tree.map(lambda *x: np.stack(x), *[known[id(e.rules)] for e in episodes])
     return TradingParams(
         max_steps_in_episode=jnp.int32(num_bars - 1),
         market=Market(
@@ -183,35 +184,53 @@ class _BareEnv(TradingEnv):
 
 
 ENV = _BareEnv()
+BATCH, BARS = 25, 88  # the shape of short episodes
+STEPS = BARS - 1
 
 
-def play(
-    episodes: Sequence[Episode], num_bars: int, num_steps: int, *, double: bool = False
-) -> Played:
-    """Plays all episodes for `num_steps`, as NumPy arrays.
+def play(episodes: Sequence[Episode], *, double: bool = False) -> Played:
+    """Plays all episodes from their first to their last bar, as NumPy arrays.
 
     Scripts that are shorter hold at the end. `double` runs the same program in float64: rules that
-    agree to twelve digits there are the same rules.
+    agree to many digits there are the same rules.
+
+    Short episodes run in batches of one shape, so that all tests share a compiled program.
     """
-    scores = np.tile(script([0]), (len(episodes), num_steps, 1))
+    longest = max(len(episode.closes) for episode in episodes)
+    if longest > BARS:
+        return _play_batch(episodes, longest, double)
+    spare = -len(episodes) % BATCH
+    full = [*episodes, *[episodes[-1]] * spare]
+    batches = [
+        _play_batch(full[first : first + BATCH], BARS, double)
+        for first in range(0, len(full), BATCH)
+    ]
+    count = len(episodes)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
+
+
+def _play_batch(episodes: Sequence[Episode], num_bars: int, double: bool) -> Played:
+    scores = np.tile(script([0]), (len(episodes), num_bars - 1, 1))
     for row, episode in zip(scores, episodes, strict=True):
         row[: len(episode.scores)] = episode.scores
     params = assemble(episodes, num_bars)
-    numbers = jnp.arange(len(episodes), dtype=jnp.int32)
-    starts = jnp.asarray([e.start_bar for e in episodes], jnp.int32)
-    stops = jnp.asarray(
-        [e.last_bar if e.stop_bar is None else e.stop_bar for e in episodes], jnp.int32
+    state = _initial_states(
+        np.arange(len(episodes)),
+        np.asarray([e.start_bar for e in episodes]),
+        np.asarray([e.last_bar if e.stop_bar is None else e.stop_bar for e in episodes]),
     )
-    state = jax.vmap(ENV.initial_state)(numbers, starts, stops)
-    masked = jnp.asarray([e.masked for e in episodes])
+    masked = np.asarray([e.masked for e in episodes])
     if not double:
-        return jax.device_get(_play(ENV, params, state, jnp.asarray(scores), masked))
+        return jax.device_get(_play(ENV, params, state, scores, masked))
     with jax.enable_x64(True):
         state = jax.tree.map(_widened, state)
-        params = jax.tree.map(_decimal, params).replace(
-            market=jax.tree.map(_widened, params.market)
+        params = replace(
+            jax.tree.map(_decimal, params), market=jax.tree.map(_widened, params.market)
         )
-        return jax.device_get(_play(ENV, params, state, jnp.asarray(scores), masked))
+        return jax.device_get(_play(ENV, params, state, scores.astype(np.float64), masked))
+
+
+_initial_states = jax.jit(jax.vmap(ENV.initial_state))
 
 
 def _widened(leaf: jax.Array) -> np.ndarray:
