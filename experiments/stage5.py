@@ -60,8 +60,8 @@ class Arguments:
     config: Path = field(default_factory=default_config_path)
     """YAML file with settings; keys that it leaves out keep their defaults."""
     data_dir: Path | None = None
-    """Folder with historical/<SYMBOL>/<timeframe>/data.parquet. Without it: the embedded synthetic
-    market."""
+    """Folder with historical/<SYMBOL>/<timeframe>/data.parquet. Default: ./data when --symbols are
+    named and it holds a historical folder, else the embedded synthetic market."""
     symbols: tuple[str, ...] = ()
     """Symbols to train, one agent per symbol and seed. Default: SPY with --data-dir, else SYNTH."""
     seeds: tuple[int, ...] = (42, 1337, 9001)
@@ -87,6 +87,8 @@ class Arguments:
     """What pytest is given."""
     output_dir: Path = Path()
     """Folder under which reports/, logs/ and models/ are written."""
+    deterministic: bool = True
+    """On an accelerator: the same seed gives the same bits, at some cost in speed."""
     settings: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
         default_factory=TrainingConfig
     )
@@ -114,6 +116,8 @@ def parse_arguments(argv: list[str]) -> Arguments:
         description=__doc__,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    if arguments.symbols and arguments.data_dir is None and Path("data/historical").is_dir():
+        arguments = dataclasses.replace(arguments, data_dir=Path("data"))
     _check(arguments)
     settings = replace_settings(
         arguments.settings,
@@ -304,11 +308,10 @@ def run_stage5(arguments: Arguments, console: Console) -> bool:
 
 def show_results(summary: dict, folder: Path, console: Console) -> None:
     """The gate table, out-of-sample results and warnings."""
-    agents = summary["agents"]
-    several = len(summary["data"]["symbols"]) > 1
-    names = [f"{a['symbol']} " * several + f"seed {a['seed']}" for a in agents]
-    console.print(gate_table({n: gate_results(a) for n, a in zip(names, agents, strict=True)}))
-    for name, agent in zip(names, agents, strict=True):
+    for symbol in summary["data"]["symbols"]:
+        agents = [agent for agent in summary["agents"] if agent["symbol"] == symbol]
+        console.print(gate_table({f"{symbol} seed {a['seed']}": gate_results(a) for a in agents}))
+    for agent in summary["agents"]:
         result, hold = agent["evaluation"], agent["evaluation"]["buy_and_hold"]
         sharpe, hold_sharpe = (
             "—"
@@ -318,7 +321,7 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
         )
         parity = agent["policy"]["parity"]
         console.print(
-            f"{name}: {result['split']} return {result['total_return']:+.2%}, Sharpe {sharpe}, "
+            f"{agent['symbol']} seed {agent['seed']}: {result['split']} return {result['total_return']:+.2%}, Sharpe {sharpe}, "
             f"{result['trades']} trades; buy and hold {hold['total_return']:+.2%}, Sharpe "
             f"{hold_sharpe}; policy parity {'pass' if parity['passed'] else 'FAIL'} "
             f"({parity['largest_logit_difference']:.1e})",
@@ -335,9 +338,10 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     errors = Console(stderr=True)
     use_compilation_cache()
-    be_deterministic()
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        if arguments.deterministic:
+            be_deterministic()
         return 0 if run_stage5(arguments, console) else 1
     except Interrupted as message:
         errors.print(str(message), markup=False, soft_wrap=True)

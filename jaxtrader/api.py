@@ -48,6 +48,7 @@ def load_market(
         receptive_field=ActorCritic(config.network).receptive_field,
         fractions=(data.train_share, data.validation_share, data.test_share),
         minimum_bars=config.environment.episode_length + 1,
+        split_clock=data.split_clock,
     )
 
 

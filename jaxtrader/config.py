@@ -8,7 +8,7 @@ import importlib.resources
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from agents.networks import NetworkConfig
+from envs.reward import RewardComponents
 from jaxtrader.errors import ConfigError
 
 T = TypeVar("T")
@@ -34,10 +35,26 @@ def _require_positive(settings: object, *names: str) -> None:
         _require(value > 0, name, value, "greater than 0")
 
 
+def _require_not_negative(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value >= 0, name, value, "0 or more")
+
+
 def _require_share(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         _require(0.0 <= value <= 1.0, name, value, "between 0 and 1")
+
+
+def _require_known(where: str, keys: Iterable[Any], known: Sequence[str]) -> None:
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"{where}: unknown key {key!r}; did you mean {nearest[0]!r}? "
+                f"Known keys: {', '.join(known)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,9 @@ class DataConfig:
     train_share: float = 0.70
     validation_share: float = 0.15
     test_share: float = 0.15
+    # "shared" cuts all symbols at the same two moments, so that none trains on days that another is
+    # tested on; "own" cuts each by its own bars, for symbols whose histories hardly overlap.
+    split_clock: Literal["shared", "own"] = "shared"
     synthetic_seed: int = 0  # of the embedded market, used where no data folder is given
     synthetic_sessions: int = 900
 
@@ -97,9 +117,14 @@ class EnvironmentConfig:
             self, "episode_length", "initial_cash", "position_cap", "stop_loss", "take_profit",
             "max_adds", "max_holding", "max_repeats", "max_trades_per_session", "max_drawdown",
         )  # fmt: skip
-        _require_share(self, "buy_small", "buy_medium", "buy_large", "position_cap", "max_exposure")
-        _require(self.lot_size >= 0, "lot_size", self.lot_size, "0 or more")
-        _require(self.cost_multiplier >= 0, "cost_multiplier", self.cost_multiplier, "0 or more")
+        _require_share(
+            self, "buy_small", "buy_medium", "buy_large", "position_cap", "max_exposure",
+            "bankruptcy_equity",
+        )  # fmt: skip
+        _require_not_negative(self, "lot_size", "cost_multiplier", "min_notional")
+        for name in ("commission", "slippage"):
+            if getattr(self, name) is not None:
+                _require_share(self, name)
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "pnl_scale", "reward_clip")
+        _require_known("weights", self.weights, RewardComponents.names())
 
 
 @dataclass(frozen=True)
@@ -144,6 +170,7 @@ class PPOConfig:
             "learning_rate", "clip_ratio", "max_grad_norm", "block_length",
         )  # fmt: skip
         _require_share(self, "gamma", "gae_lambda", "entropy_hold")
+        _require_not_negative(self, "value_coef", "entropy_coef")
         if self.target_kl is not None:
             _require_positive(self, "target_kl")
 
@@ -164,6 +191,7 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "patience", "boost", "ceiling")
+        _require_not_negative(self, "warm_up_steps", "cool_down_steps", "floor", "max_rescues")
 
 
 @dataclass(frozen=True)
@@ -187,6 +215,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "episodes")
+        _require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True)
@@ -201,6 +230,15 @@ class TrainingConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        network = self.network  # declared where nothing may raise this family's errors
+        for name in ("channels", "hidden", "account_hidden", "actor_gain", "logit_cap"):
+            value = getattr(network, name)
+            _require(value > 0, f"network.{name}", value, "greater than 0")
+        dilations = network.dilations
+        valid = len(dilations) > 0 and min(dilations) > 0
+        _require(valid, "network.dilations", dilations, "one or more, each greater than 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as JSON and YAML hold them."""
@@ -253,13 +291,7 @@ def _fill(cls: type[T], values: Any, where: str) -> T:
         raise ConfigError(f"{where}: expected keys and values, found {values!r}")
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in names:
-            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"{where}: unknown key {key!r}; did you mean {nearest[0]!r}? "
-                f"Known keys: {', '.join(names)}"
-            )
+    _require_known(where, values, names)
     filled = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
     try:
         return cls(**filled)

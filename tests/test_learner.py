@@ -319,6 +319,18 @@ def test_metrics_of_an_update():
     chex.assert_tree_shape_prefix(shapes, (4, 2))
 
 
+def test_the_guard_watches_what_is_executed():
+    """Where nothing trades everything executed is HOLD, whatever the policy says."""
+    market = tiny().env_params.market
+    halted = tiny().env_params.replace(
+        market=market.replace(tradable=jnp.zeros_like(market.tradable))
+    )
+    _, metrics = tiny().update(start(), halted, hyperparameters())
+    assert float(metrics.action_entropy) == 0.0
+    assert float(metrics.policy_entropy) > 1.0
+    assert float(metrics.reward_mean) == 0.0
+
+
 # ----------------------------------------------------------------------------- it does learn
 
 

@@ -117,12 +117,16 @@ def test_the_value_ignores_the_mask(params):
 
 
 def test_the_heads_are_two_small_perceptrons(params):
-    """In NumPy: the account's own layer, then one hidden layer each for actor and critic."""
+    """In NumPy: the account's own layer, then one hidden layer each for actor and critic.
+
+    Logits are squashed to within 10; they are made large here for it to matter.
+    """
     rng = np.random.default_rng(4)
     heads = jax.tree.map(
         lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32),
         params["heads"],
     )
+    heads["actor"]["kernel"] *= 10.0
     embedding, account = random_logits((5, 8)), random_logits((5, NUM_ACCOUNT_FEATURES))
 
     def layer(name, x):
@@ -130,7 +134,9 @@ def test_the_heads_are_two_small_perceptrons(params):
 
     own = np.maximum(layer("account", np.asarray(account)), 0.0)
     joint = np.concatenate([np.asarray(embedding), own], axis=1)
-    expected_logits = layer("actor", np.maximum(layer("actor_hidden", joint), 0.0))
+    unbounded = layer("actor", np.maximum(layer("actor_hidden", joint), 0.0))
+    assert np.abs(unbounded).max() > 10.0 > np.median(np.abs(unbounded))
+    expected_logits = 10.0 * np.tanh(unbounded / 10.0)
     expected_value = layer("critic", np.maximum(layer("critic_hidden", joint), 0.0))[:, 0]
     logits, value = NETWORKS.heads({"heads": heads}, embedding, account, jnp.ones((5, 7), bool))
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
