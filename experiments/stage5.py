@@ -32,7 +32,7 @@ from jaxtrader.data import Dataset
 from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observations
 from jaxtrader.errors import ConfigError, JaxtraderError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
-from jaxtrader.files import timestamp, write_whole
+from jaxtrader.files import timestamp, unused, write_whole
 from jaxtrader.gates import gate_table
 from jaxtrader.layout import OutputLayout
 from jaxtrader.program import Program, build_program
@@ -266,10 +266,10 @@ def run_pytest(arguments: Arguments, report: Path, console: Console) -> bool:
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode == 0
 
 
-def run_stage5(arguments: Arguments, console: Console) -> bool:
+def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bool:
     """The whole study; whether every gate (and test) passed."""
-    created = timestamp()
     layout = OutputLayout(arguments.output_dir)
+    folder = unused(layout.report(timestamp()))
     config = arguments.settings
     if arguments.skip_training:
         stored = stored_config(layout, arguments.symbols[0], arguments.seeds[0])
@@ -290,14 +290,13 @@ def run_stage5(arguments: Arguments, console: Console) -> bool:
             run,
             evaluations,
             exports,
-            created=created,
-            command=["python", "-m", "experiments.stage5", *sys.argv[1:]],
+            created=folder.name,
+            command=["python", "-m", "experiments.stage5", *command],
             skipped=arguments.skip_training,
             extended_to=extended_to,
         )
     finally:
         run.close()
-    folder = layout.report(created)
     write_reports(summary, evaluations, folder, layout)
     show_results(summary, folder, console)
     passed = bool(summary["passed"])
@@ -313,23 +312,21 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
         console.print(gate_table({f"{symbol} seed {a['seed']}": gate_results(a) for a in agents}))
     for agent in summary["agents"]:
         result, hold = agent["evaluation"], agent["evaluation"]["buy_and_hold"]
-        sharpe, hold_sharpe = (
-            "—"
-            if x["performance"]["sharpe_ratio"] is None
-            else f"{x['performance']['sharpe_ratio']:.2f}"
-            for x in (result, hold)
-        )
         parity = agent["policy"]["parity"]
         console.print(
-            f"{agent['symbol']} seed {agent['seed']}: {result['split']} return {result['total_return']:+.2%}, Sharpe {sharpe}, "
-            f"{result['trades']} trades; buy and hold {hold['total_return']:+.2%}, Sharpe "
-            f"{hold_sharpe}; policy parity {'pass' if parity['passed'] else 'FAIL'} "
-            f"({parity['largest_logit_difference']:.1e})",
+            f"{agent['symbol']} seed {agent['seed']}: {result['split']} {_outcome(result)}, "
+            f"{result['trades']} trades; buy and hold {_outcome(hold)}; policy parity "
+            f"{'pass' if parity['passed'] else 'FAIL'} ({parity['largest_logit_difference']:.1e})",
             soft_wrap=True,
         )
         for warning in agent["warnings"]:
             console.print(f"  warning: {warning}", markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'summary.md'}", soft_wrap=True)
+
+
+def _outcome(result: dict) -> str:
+    sharpe = result["performance"]["sharpe_ratio"]
+    return f"{result['total_return']:+.2%}, Sharpe {'—' if sharpe is None else f'{sharpe:.2f}'}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -338,11 +335,12 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     errors = Console(stderr=True)
     use_compilation_cache()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments = parse_arguments(argv)
         if arguments.deterministic:
             be_deterministic()
-        return 0 if run_stage5(arguments, console) else 1
+        return 0 if run_stage5(arguments, argv, console) else 1
     except Interrupted as message:
         errors.print(str(message), markup=False, soft_wrap=True)
         return 130

@@ -25,6 +25,11 @@ class TableFile:
         """Everything recorded so far."""
         return pd.concat(self._parts, ignore_index=True) if self._parts else pd.DataFrame()
 
+    @property
+    def tail(self) -> pd.DataFrame:
+        """The rows recorded last, in one piece."""
+        return self._parts[-1] if self._parts else pd.DataFrame()
+
     def append(self, rows: pd.DataFrame) -> None:
         """Adds rows.
 
@@ -60,7 +65,12 @@ class TableFile:
         try:
             text = self.path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
-            table = pd.read_csv(io.StringIO(whole), float_precision="round_trip")
+            if not whole:  # not even the header was finished
+                return
+            # Only an empty field is no number: NA and 700 are symbols.
+            table = pd.read_csv(
+                io.StringIO(whole), dtype={"symbol": str}, keep_default_na=False, na_values=[""]
+            )
             self._parts = [table[table["update"] <= update]]
         except (OSError, ValueError, KeyError) as error:
             raise JaxtraderError(

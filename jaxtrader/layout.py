@@ -20,6 +20,11 @@ class OutputLayout:
         """The exported TorchScript policy of one agent."""
         return self.root / "models" / "rl" / "symbol_agents" / symbol / f"policy_seed_{seed}.pt"
 
+    def policy_files(self, symbol: str, seed: int) -> tuple[Path, Path]:
+        """The exported policy and its manifest."""
+        policy = self.policy(symbol, seed)
+        return policy, policy.with_name(f"{policy.name}.manifest.json")
+
     def logs(self, seed: int) -> Path:
         """Folder of one seed's tables."""
         return self.root / "logs" / "stage5" / str(seed)

@@ -296,8 +296,8 @@ class Program:
           starts, stops: int[S, E] first decision bar and stop bar of E episodes.
           num_steps: static, at least the longest episode.
         """
-        starts, stops = jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32)
-        return _play(self.learner, self.vectorize, params, trading, starts, stops, num_steps)
+        bars = (jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32))
+        return _play(self.learner, self.vectorize, params, trading, *bars, num_steps)
 
 
 def build_program(

@@ -135,9 +135,13 @@ def reward_audit(episodes: pd.DataFrame) -> dict[str, object]:
     total = sum(magnitudes.values())
     shares = {name: value / total if total else 0.0 for name, value in magnitudes.items()}
     varies = len(episodes) >= 3 and min(episodes["reward"].std(), episodes["log_return"].std()) > 0
-    correlation = episodes["reward"].corr(episodes["log_return"], method="spearman")
+    correlation = (
+        float(episodes["reward"].corr(episodes["log_return"], method="spearman"))
+        if varies
+        else None
+    )
     return {
-        "rank_correlation": float(correlation) if varies else None,
+        "rank_correlation": correlation,
         "component_shares": shares,
         "dominant": next((name for name, share in shares.items() if share > 0.60), None),
     }

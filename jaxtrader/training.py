@@ -114,13 +114,15 @@ def agent_name(program: Program, symbol: str, seed: int) -> str:
 def start_run(
     program: Program, seeds: tuple[int, ...], total_timesteps: int, layout: OutputLayout | None
 ) -> TrainingRun:
-    """New agents. Checkpoints and tables of an earlier run in the same place are moved aside."""
+    """New agents. What an earlier run left in the same place is moved aside."""
     symbols = program.dataset.symbols
     if layout is not None:
         for seed in seeds:
             move_aside(layout.logs(seed))
             for symbol in symbols:
                 move_aside(layout.checkpoints(symbol, seed))
+                for file in layout.policy_files(symbol, seed):
+                    move_aside(file)
     keys = agent_keys(symbols, seeds)
     hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
     state = program.initialize(keys, program.params["train"], hyper)
@@ -279,9 +281,8 @@ def train(
     total = updates_for(program.config, total_timesteps)
     hyper = hyperparameters(program.config, total)
     steps_per_update = program.learner.shape.steps_per_update * len(list(run.agents))
-    names = [agent_name(program, symbol, seed) for *_, symbol, seed in run.agents]
     every = program.config.checkpoints.every
-    seconds_per_update = math.inf
+    seconds_per_update, latest_sharpe = math.inf, None
 
     with (
         _deferred_interrupt() as interrupted,
@@ -311,7 +312,8 @@ def train(
             _record(run, metrics, first_update, n, sharpe)
             if sharpe is not None:
                 _save(run, sharpe)
-            progress.show(run.update, run.steps_per_second, _statuses(run, names))
+            latest_sharpe = latest_sharpe if sharpe is None else sharpe
+            progress.show(run.update, run.steps_per_second, _statuses(run, latest_sharpe))
             if stop:
                 break
     if run.train_seconds:
@@ -424,6 +426,7 @@ def _record(
     """Appends n updates of every agent to the journal."""
     steps_per_update = run.program.learner.shape.steps_per_update
     weights = jax.device_get(run.program.params["train"].reward.weights)
+    halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
     numbers = np.arange(first_update, first_update + n)
     for k, seed in enumerate(run.seeds):
         updates, episodes = [], []
@@ -433,9 +436,13 @@ def _record(
             validated = np.full(n, np.nan)
             if sharpe is not None:
                 validated[-1] = sharpe[s, k]
-            updates.append(table.assign(validation_sharpe=validated))
             own = jax.tree.map(lambda x, s=s: x[s], weights)
-            episodes.append(_episodes(agent, own, symbol, seed, numbers, steps_per_update))
+            rows = _episodes(agent, own, symbol, seed, numbers, steps_per_update)
+            # A halted agent is frozen: what the program says of it afterwards is no news.
+            last = halted_at[s, k] if halt[s, k] != RUNNING else numbers[-1]
+            table = table.assign(validation_sharpe=validated)
+            updates.append(table[table["update"] <= last])
+            episodes.append(rows[rows["update"] <= last])
         run.journal.append(seed, pd.concat(updates), pd.concat(episodes))
 
 
@@ -486,25 +493,25 @@ def _episodes(
     return episode_table(rows.statistics, rows.entropy_sum, weights, frame)
 
 
-def _statuses(run: TrainingRun, names: list[str]) -> dict[str, AgentStatus]:
+def _statuses(run: TrainingRun, sharpe: np.ndarray | None) -> dict[str, AgentStatus]:
+    """The latest figures of every agent that has not halted before this call, for the display."""
     statuses = {}
-    for name, (_, _, symbol, seed) in zip(names, run.agents, strict=True):
-        updates = run.journal.updates[seed].table
-        updates = updates[updates["symbol"] == symbol]
-        episodes = run.journal.episodes[seed].table
-        returns = (
-            episodes.loc[episodes["symbol"] == symbol, "log_return"].tail(20)
-            if len(episodes)
-            else pd.Series(dtype=float)
+    for s, k, symbol, seed in run.agents:
+        updates, episodes = (
+            table[table["symbol"] == symbol] if len(table) else table
+            for table in (run.journal.updates[seed].tail, run.journal.episodes[seed].tail)
         )
+        if not len(updates):
+            continue
         last = updates.iloc[-1]
         guard = f"{int(last['guard_rescues'])} rescues" if last["guard_rescues"] else "watching"
-        validated = updates["validation_sharpe"].dropna()
-        statuses[name] = AgentStatus(
-            episode_return=float(np.expm1(returns.mean())) if len(returns) else math.nan,
+        statuses[agent_name(run.program, symbol, seed)] = AgentStatus(
+            episode_return=float(np.expm1(episodes["log_return"].mean()))
+            if len(episodes)
+            else math.nan,
             action_entropy=float(last["executed_action_entropy"]),
             guard=guard if last["halt"] == RUNNING else "HALTED",
-            validation_sharpe=float(validated.iloc[-1]) if len(validated) else math.nan,
+            validation_sharpe=math.nan if sharpe is None else float(sharpe[s, k]),
         )
     return statuses
 

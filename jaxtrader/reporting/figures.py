@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtrader.evaluation.evaluate import Evaluation
+from jaxtrader.files import write_whole
 
 
 def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> None:
@@ -29,6 +30,6 @@ def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> 
     drawdown.tick_params(axis="x", rotation=30)
     for axes in (curve, drawdown):
         axes.spines[["top", "right"]].set_visible(False)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(aside, dpi=130, format="png")
-    os.replace(aside, path)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=130, format="png")
+    write_whole(path, image.getvalue())
