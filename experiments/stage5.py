@@ -87,8 +87,8 @@ class Arguments:
     """What pytest is given."""
     output_dir: Path = Path()
     """Folder under which reports/, logs/ and models/ are written."""
-    deterministic: bool = True
-    """On an accelerator: the same seed gives the same bits, at some cost in speed."""
+    nondeterministic: bool = False
+    """Give up that the same seed gives the same bits on an accelerator, for some speed."""
     settings: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
         default_factory=TrainingConfig
     )
@@ -338,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = parse_arguments(argv)
-        if arguments.deterministic:
+        if not arguments.nondeterministic:
             be_deterministic()
         return 0 if run_stage5(arguments, argv, console) else 1
     except Interrupted as message:

@@ -22,6 +22,10 @@ _METRIC = "validation_sharpe"
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at INFO and WARNING
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint cannot be read; an earlier one may be whole."""
+
+
 def _rank(metrics: Mapping[str, float]) -> float:
     # A NaN would win Orbax's comparison.
     value = metrics[_METRIC]
@@ -99,59 +103,69 @@ class AgentCheckpoints:
         metrics = self._manager.metrics(update)
         return float(metrics[_METRIC]) if metrics else float("nan")
 
-    def best_update(self) -> int:
-        """The update of the best validation Sharpe ratio; the latest where all are undefined.
+    def ranking(self, last: int | None = None) -> list[int]:
+        """Updates up to `last`, the best validation Sharpe ratio first.
+
+        Undefined ones rank below all others, and of equals the later one is better.
 
         Raises:
           CheckpointError: there is no checkpoint.
         """
-        updates = self.updates()
+        updates = [u for u in self.updates() if last is None or u <= last]
         if not updates:
             raise CheckpointError(
                 f"{self.folder}: no checkpoint found; train first (leave out --skip-training)"
             )
-        return max(updates, key=lambda u: (_rank({_METRIC: self.validation_sharpe(u)}), u))
+        rank = {u: (_rank({_METRIC: self.validation_sharpe(u)}), u) for u in updates}
+        return sorted(updates, key=rank.__getitem__, reverse=True)
 
-    def restore(self, update: int, like: TrainState) -> Checkpoint:
+    def restore(
+        self, update: int, like: TrainState, expected: Mapping[str, Any] | None = None
+    ) -> Checkpoint:
         """Restores one update.
 
         Args:
           like: a state, or the shapes of one, with the structure to expect.
+          expected: what the description must say, see `check_meta`; nothing in particular if None.
 
         Raises:
-          CheckpointError: damaged, or of another shape or format.
+          DamagedCheckpointError: it cannot be read.
+          CheckpointError: it is of another format, or not what is expected.
         """
+        meta = self.read_meta(update)
+        check_meta(meta, expected or {}, f"{self.folder}/{update}")
         try:
             restored: Any = self._manager.restore(
                 update,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
-                    meta=ocp.args.JsonRestore(),
+                    state=ocp.args.StandardRestore(like)  # pyright: ignore[reportCallIssue]
                 ),
             )
-        except Exception as error:  # Orbax raises a dozen kinds for a damaged or foreign file
-            raise CheckpointError(
-                f"{self.folder}/{update}: cannot be restored; it is damaged, or was made by other "
-                f"settings or another version: {str(error)[:500]}"
+        except Exception as error:  # Orbax raises a dozen kinds for a damaged file
+            raise DamagedCheckpointError(
+                f"{self.folder}/{update}: cannot be restored, it is damaged: {str(error)[:500]}"
             ) from error
-        if restored.meta.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{self.folder}/{update}: has checkpoint format "
-                f"{restored.meta.get('format_version')!r}, this version reads {FORMAT_VERSION}"
-            )
-        return Checkpoint(update, restored.state, restored.meta)
+        return Checkpoint(update, restored.state, meta)
 
     def read_meta(self, update: int) -> dict[str, Any]:
         """The checkpoint's description, without its arrays.
 
         Raises:
-          CheckpointError: it cannot be read.
+          DamagedCheckpointError: it cannot be read.
+          CheckpointError: it is of another format.
         """
         path = self.folder / str(update) / "meta" / "metadata"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
+            meta = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DamagedCheckpointError(f"{path}: cannot be read ({error})") from error
+        if meta.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: has checkpoint format {meta.get('format_version')!r}, and this version "
+                f"of jaxtrader reads {FORMAT_VERSION}: use the version that trained it, or train "
+                "anew into another --output-dir"
+            )
+        return meta
 
     def forget_after(self, update: int) -> None:
         """Deletes checkpoints later than `update`, before training goes on from there."""

@@ -331,7 +331,13 @@ def build_program(
 
 
 def agent_keys(symbols: tuple[str, ...], seeds: tuple[int, ...]) -> jax.Array:
-    """Typed keys [S, K]: an agent's stream depends on its seed and its symbol's name alone."""
+    """Typed keys [S, K]: an agent's stream depends on its seed and its symbol's name alone.
+
+    Raises:
+      ConfigError: no seed, one given twice, or one that is no 32-bit number.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
+        raise ConfigError(f"seeds {seeds}: give different integers from 0 to 2^32 - 1")
     names = np.asarray([zlib.crc32(symbol.encode()) for symbol in symbols], np.uint32)
     keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
     per_symbol = jax.vmap(jax.random.fold_in, (0, None))

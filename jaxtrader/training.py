@@ -6,6 +6,7 @@ Not jittable, and not meant to be: everything that is lives in `agents.learner`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
@@ -21,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 
 from agents.learner import HALT_REASONS, RUNNING, TrainState, UpdateMetrics
-from jaxtrader.checkpoints import AgentCheckpoints, check_meta
+from jaxtrader.checkpoints import AgentCheckpoints, DamagedCheckpointError
 from jaxtrader.config import TrainingConfig
 from jaxtrader.errors import CheckpointError, JaxtraderError
 from jaxtrader.evaluation.evaluate import validation_sharpe
@@ -116,6 +117,7 @@ def start_run(
 ) -> TrainingRun:
     """New agents. What an earlier run left in the same place is moved aside."""
     symbols = program.dataset.symbols
+    keys = agent_keys(symbols, seeds)
     if layout is not None:
         for seed in seeds:
             move_aside(layout.logs(seed))
@@ -123,7 +125,6 @@ def start_run(
                 move_aside(layout.checkpoints(symbol, seed))
                 for file in layout.policy_files(symbol, seed):
                     move_aside(file)
-    keys = agent_keys(symbols, seeds)
     hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
     state = program.initialize(keys, program.params["train"], hyper)
     return _run(program, seeds, state, 0, layout)
@@ -142,6 +143,9 @@ def restore_run(
       CheckpointError: no such update, or checkpoints of other settings or data.
     """
     symbols = program.dataset.symbols
+    for symbol in symbols:
+        for seed in seeds:
+            _require_checkpoints(layout, symbol, seed)
     shape = jax.eval_shape(
         program.initialize,
         agent_keys(symbols, seeds),
@@ -154,25 +158,22 @@ def restore_run(
     if not common:
         folders = ", ".join(str(c.folder) for c in run.checkpoints.values())
         raise CheckpointError(
-            f"nothing to resume: no update has a checkpoint of every agent in {folders}; start "
-            "without --resume"
+            f"no update has a checkpoint of every agent in {folders}; train first (without "
+            "--resume or --skip-training)"
         )
     expected = run_identity(program)
     problems = []
     for update in sorted(common, reverse=True):
         try:
             restored = {
-                place: checkpoints.restore(update, like)
+                place: checkpoints.restore(update, like, expected)
                 for place, checkpoints in run.checkpoints.items()
             }
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             problems.append(str(error))
             continue
-        for place, checkpoint in restored.items():
-            where = f"{run.checkpoints[place].folder}/{update}"
-            check_meta(checkpoint.meta, expected, where)
         for problem in problems:
-            Console(stderr=True).print(f"falling back to update {update}: {problem}")
+            _warn(f"falling back to update {update}: {problem}")
         rows = [[restored[s, k].state for k in range(len(seeds))] for s in range(len(symbols))]
         run.state = _stack([_stack(row) for row in rows])
         run.update = update
@@ -183,7 +184,9 @@ def restore_run(
             run.journal.rewrite()
         _recall_best(run, like)
         return run
-    raise CheckpointError("nothing to resume: " + "; ".join(problems))
+    raise CheckpointError(
+        f"no checkpoint can be restored; train anew (without --resume): {'; '.join(problems)}"
+    )
 
 
 def stored_config(layout: OutputLayout, symbol: str, seed: int) -> TrainingConfig:
@@ -192,19 +195,28 @@ def stored_config(layout: OutputLayout, symbol: str, seed: int) -> TrainingConfi
     Raises:
       CheckpointError: there is none.
     """
-    folder = layout.checkpoints(symbol, seed)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no checkpoints of {symbol} seed {seed}; train first, or name the "
-            "--output-dir of the run that did"
-        )
+    folder = _require_checkpoints(layout, symbol, seed)
     checkpoints = AgentCheckpoints(folder)
     try:
-        best = checkpoints.best_update()
+        best = checkpoints.ranking()[0]
         meta = checkpoints.read_meta(best)
     finally:
         checkpoints.close()
     return TrainingConfig.from_dict(meta["config"], f"{folder}/{best}")
+
+
+def _require_checkpoints(layout: OutputLayout, symbol: str, seed: int) -> Path:
+    folder = layout.checkpoints(symbol, seed)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no checkpoints of {symbol} seed {seed}; train first (without --resume or "
+            "--skip-training), or name the --output-dir of the run that did"
+        )
+    return folder
+
+
+def _warn(message: str) -> None:
+    Console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
 def _stack(states: list[Any]) -> Any:
@@ -271,7 +283,9 @@ def train(
     """Trains all agents until each has seen `total_timesteps` environment steps, rounded up.
 
     Every `checkpoints.every` updates, and at the end, all agents are validated on the whole
-    validation split and saved: a checkpoint's Sharpe ratio is that of the parameters in it.
+    validation split and saved: a checkpoint's Sharpe ratio is that of the parameters in it. One
+    that an interruption makes in between has none, lest it competes for the best and the resumed
+    run ends elsewhere than an uninterrupted one.
 
     Raises:
       Interrupted: Ctrl-C; the state after the call that was under way is saved first.
@@ -282,6 +296,7 @@ def train(
     hyper = hyperparameters(program.config, total)
     steps_per_update = program.learner.shape.steps_per_update * len(list(run.agents))
     every = program.config.checkpoints.every
+    compiles = run.compile_seconds == 0.0
     seconds_per_update, latest_sharpe = math.inf, None
 
     with (
@@ -307,16 +322,16 @@ def train(
             stop = bool(interrupted) or (should_stop is not None and should_stop())
             first_update = run.update + 1
             run.update += n
-            due = run.update % every == 0 or run.update == total or stop
+            due = run.update % every == 0 or run.update == total
             sharpe = _validate(run) if due else None
             _record(run, metrics, first_update, n, sharpe)
-            if sharpe is not None:
+            if due or stop:
                 _save(run, sharpe)
             latest_sharpe = latest_sharpe if sharpe is None else sharpe
             progress.show(run.update, run.steps_per_second, _statuses(run, latest_sharpe))
             if stop:
                 break
-    if run.train_seconds:
+    if compiles and run.train_seconds:
         run.compile_seconds -= run.train_seconds / run.timed_steps * steps_per_update
     if run.update < total:
         where = "" if run.checkpoints else " (in memory only: no output folder was given)"
@@ -393,15 +408,20 @@ def _validate(run: TrainingRun) -> np.ndarray:
 def _recall_best(run: TrainingRun, like: TrainState) -> None:
     rows: list[list[Any]] = [[None] * len(run.seeds) for _ in run.program.dataset.symbols]
     for (s, k), checkpoints in run.checkpoints.items():
-        best = checkpoints.best_update()
-        run.best_update[s, k] = best
-        sharpe = checkpoints.validation_sharpe(best)
-        run.best_sharpe[s, k] = sharpe if math.isfinite(sharpe) else -math.inf
-        rows[s][k] = checkpoints.restore(best, like).state.params
+        for best in checkpoints.ranking(run.update):  # run.update itself is known to be whole
+            try:
+                rows[s][k] = checkpoints.restore(best, like).state.params
+            except DamagedCheckpointError as error:
+                _warn(f"taking the next best checkpoint: {error}")
+                continue
+            run.best_update[s, k] = best
+            sharpe = checkpoints.validation_sharpe(best)
+            run.best_sharpe[s, k] = sharpe if math.isfinite(sharpe) else -math.inf
+            break
     run.best_params = jax.device_get(_stack([_stack(row) for row in rows]))
 
 
-def _save(run: TrainingRun, sharpe: np.ndarray) -> None:
+def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
     if not run.checkpoints:
         return
     meta = {
@@ -412,8 +432,12 @@ def _save(run: TrainingRun, sharpe: np.ndarray) -> None:
         "versions": versions(),
     }
     for (s, k), checkpoints in run.checkpoints.items():
-        state = jax.tree.map(lambda x, s=s, k=k: x[s, k], run.state)
-        checkpoints.save(run.update, state, meta, float(sharpe[s, k]))
+        # To the key checker, picking one of several keys uses them all; saving uses none.
+        copy = dataclasses.replace(run.state, key=jax.random.clone(run.state.key))
+        state = jax.tree.map(lambda x, s=s, k=k: x[s, k], copy)
+        checkpoints.save(
+            run.update, state, meta, math.nan if sharpe is None else float(sharpe[s, k])
+        )
 
 
 def _record(
@@ -443,7 +467,12 @@ def _record(
             table = table.assign(validation_sharpe=validated)
             updates.append(table[table["update"] <= last])
             episodes.append(rows[rows["update"] <= last])
-        run.journal.append(seed, pd.concat(updates), pd.concat(episodes))
+        run.journal.append(seed, _by_update(updates), _by_update(episodes))
+
+
+def _by_update(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Rows in an order that does not depend on how many updates a call happened to do."""
+    return pd.concat(tables).sort_values("update", kind="stable")
 
 
 def _update_table(

@@ -24,6 +24,7 @@ from markets import params_for, planted_signs
 from agents.entropy import GuardParams
 from agents.learner import (
     HALT_REASONS,
+    HALTED_BY_GUARD,
     HALTED_NON_FINITE,
     RUNNING,
     Hyperparameters,
@@ -252,6 +253,14 @@ def test_an_agent_whose_loss_is_not_finite_stays_as_it_was(damage):
     later, metrics = setup.update(after, setup.env_params, hyperparameters())
     assert int(metrics.halt) == HALTED_NON_FINITE
     chex.assert_trees_all_equal(bits(later), bits(after))
+
+
+def test_the_first_reason_to_halt_stands():
+    state, env_params = broken_critic(start())
+    halted = state.replace(halt=jnp.int32(HALTED_BY_GUARD), halted_at=jnp.int32(7))
+    after, metrics = tiny().update(halted, env_params, hyperparameters())
+    assert int(metrics.halt) == HALTED_BY_GUARD
+    chex.assert_trees_all_equal(bits(after), bits(halted))
 
 
 def test_a_broken_agent_leaves_its_neighbours_alone():

@@ -363,7 +363,7 @@ def test_counts_of_a_shape():
         PPOShape(4, 3, 4, 2, 5, True)
 
 
-def fake(monkeypatch, kl=lambda clock: 0.0, loss=lambda clock, params: 0.0):
+def fake(monkeypatch, kl=lambda clock: 0.0, loss=lambda clock, params, blocks: 0.0):
     """Replaces loss and optimiser by ones that keep a diary.
 
     Parameter `clock` counts the minibatches applied, and `diary[b]` has a one in octal digit c
@@ -374,7 +374,7 @@ def fake(monkeypatch, kl=lambda clock: 0.0, loss=lambda clock, params: 0.0):
         clock = jax.lax.stop_gradient(params["clock"])
         write = jnp.sum(params["diary"][blocks.symbol]) * 8.0**clock
         parts = LossParts(*[jnp.float32(0.0)] * 6).replace(approx_kl=kl(clock), entropy=clock)
-        return write + params["clock"] + loss(clock, params), parts
+        return write + params["clock"] + loss(clock, params, blocks), parts
 
     monkeypatch.setattr(agents.ppo, "ppo_loss", fake_loss)
     monkeypatch.setattr(agents.ppo, "optimizer", lambda ppo, learning_rate: optax.sgd(-1.0))
@@ -422,20 +422,34 @@ def test_no_minibatch_follows_the_one_that_exceeds_the_kl_limit(monkeypatch, tar
     np.testing.assert_allclose(parts.approx_kl, (applied - 1) / 2)  # a mean over those applied
 
 
-@pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_a_minibatch_that_is_not_finite_is_not_applied_and_is_the_last(monkeypatch, broken):
-    def break_at_two(clock, params):
-        if broken == "loss":
-            return jnp.where(clock == 2.0, jnp.nan, 0.0)
-        inner = jnp.where(clock == 2.0, params["spare"], 1.0)
-        return jnp.sqrt(inner)  # at 0: itself finite, its slope not
+def not_a_number(clock, params, blocks):
+    return jnp.where(clock == 2.0, jnp.nan, 0.0)
 
-    fake(monkeypatch, loss=break_at_two)
+
+def vertical(clock, params, blocks):
+    """At 2 the loss is finite and its slope is not."""
+    return jnp.sqrt(jnp.where(clock == 2.0, params["spare"], 1.0))
+
+
+@pytest.mark.parametrize("broken", [not_a_number, vertical])
+def test_a_minibatch_that_is_not_finite_is_not_applied_and_is_the_last(monkeypatch, broken):
+    fake(monkeypatch, loss=broken)
     digits, clock, parts, finite = keep_diary()
     assert not finite
     assert clock == 2.0
     np.testing.assert_array_equal(digits.sum(axis=0), [4, 4, 0, 0, 0, 0])
     np.testing.assert_allclose(parts.entropy, 0.5)
+
+
+def test_one_bad_block_stops_the_update_where_it_comes_up(monkeypatch):
+    """Even though minibatches after it are as good as those before."""
+    fake(monkeypatch)
+    healthy, *_ = keep_diary()
+    fake(monkeypatch, loss=lambda _, __, blocks: jnp.where(blocks.symbol == 5, jnp.nan, 0).sum())
+    digits, clock, _, finite = keep_diary()
+    assert not finite
+    assert clock == np.argmax(healthy[5])
+    np.testing.assert_array_equal(digits, np.where(np.arange(6) < clock, healthy, 0))
 
 
 def network_blocks(params, seed=10):

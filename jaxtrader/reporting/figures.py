@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtrader.evaluation.evaluate import Evaluation
-from jaxtrader.files import write_whole
 
 
 def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> None:
-    """Equity of every agent of one symbol against buy-and-hold, with drawdowns, out of sample."""
+    """One symbol out of sample: buy-and-hold, then every agent's return and invested share.
+
+    The two returns have scales of their own, since agents invest a small part of the account and
+    buy-and-hold all of it.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    curve, drawdown = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    first = evaluations[0]
-    curves = [("buy and hold, fully invested", first.benchmark, {"color": "0.6"})]
-    curves += [(f"seed {e.seed}", e.equity, {}) for e in evaluations]
-    for label, equity, style in curves:
-        curve.plot(equity.index, 100 * (equity / equity.iloc[0] - 1), label=label, lw=1.2, **style)
-        fall = 100 * (equity / equity.cummax() - 1)
-        drawdown.plot(equity.index, fall, lw=1.0, **style)
-    curve.axhline(0, color="0.85", lw=0.8, zorder=0)
-    curve.set(title=title, ylabel="return, %")
-    curve.legend(frameon=False)
-    drawdown.set(ylabel="drawdown, %")
-    drawdown.tick_params(axis="x", rotation=30)
-    for axes in (curve, drawdown):
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    hold, agents, invested = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1.5))
+    benchmark = evaluations[0].benchmark
+    hold.plot(benchmark.index, 100 * (benchmark / benchmark.iloc[0] - 1), color="0.5", lw=1.2)
+    hold.set(title=title, ylabel="buy and hold, %")
+    for evaluation in evaluations:
+        equity, steps = evaluation.equity, evaluation.steps
+        [line] = agents.plot(
+            equity.index,
+            100 * (equity / equity.iloc[0] - 1),
+            label=f"seed {evaluation.seed} ({len(evaluation.trades)} trades)",
+            lw=1.2,
+        )
+        share = 100 * (1 - steps["cash"] / steps["equity"]).clip(lower=0)
+        invested.step(equity.index[1:], share, where="post", color=line.get_color(), lw=0.8)
+    agents.set(ylabel="agents, %")
+    agents.legend(frameon=False, ncols=len(evaluations), loc="upper left")
+    invested.set(ylabel="invested, %", ylim=(0, None))
+    invested.tick_params(axis="x", rotation=20)
+    for axes in (hold, agents, invested):
         axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=130, format="png")
-    write_whole(path, image.getvalue())
+        axes.axhline(0, color="0.85", lw=0.8, zorder=0)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(aside, dpi=130, format="png")
+    os.replace(aside, path)

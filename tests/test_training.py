@@ -1,0 +1,439 @@
+"""The host loop: what it computes depends on seed, settings and data, and on nothing else."""
+
+import dataclasses
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from learners import bits, without_key_checks
+from small_runs import (
+    CONFIG,
+    QUIET,
+    SEEDS,
+    STEPS_PER_UPDATE,
+    UPDATES,
+    after_calls,
+    market,
+    one_update_a_call,
+    program,
+    trained,
+    with_settings,
+)
+
+import jaxtrader.program as programs
+from agents.learner import HALT_REASONS, HALTED_NON_FINITE, RUNNING, Learner
+from jaxtrader import training
+from jaxtrader.errors import ConfigError, JaxtraderError
+from jaxtrader.layout import OutputLayout
+from jaxtrader.program import build_program, ppo_shape, updates_for
+from jaxtrader.training import (
+    Interrupted,
+    cleared_gates,
+    restore_run,
+    start_run,
+    train,
+)
+
+TOTAL = UPDATES * STEPS_PER_UPDATE
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Two symbols, three seeds, never interrupted; and its files."""
+    folder = tmp_path_factory.mktemp("straight")
+    run = trained(program(), folder=folder)
+    return SimpleNamespace(run=run, folder=folder)
+
+
+def tables(folder):
+    """Every table of a run by its path, as bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.csv")}
+
+
+def agent(tree, s, k):
+    return jax.tree.map(lambda x: x[s, k], tree)
+
+
+def assert_same_run(run, other):
+    """Everything that a run has come to, bit for bit."""
+    assert run.update == other.update
+    chex.assert_trees_all_equal(bits(run.state), bits(other.state))
+    chex.assert_trees_all_equal(run.best_params, other.best_params)
+    np.testing.assert_array_equal(run.best_update, other.best_update)
+    np.testing.assert_array_equal(run.best_sharpe, other.best_sharpe)
+    pd.testing.assert_frame_equal(run.updates_table(), other.updates_table())
+    pd.testing.assert_frame_equal(run.episodes_table(), other.episodes_table())
+
+
+# ------------------------------------------------------------------------- the record of a run
+
+
+def test_tables_hold_every_update_and_episode(straight):
+    run = straight.run
+    updates, episodes = run.updates_table(), run.episodes_table()
+    assert len(updates) == 2 * 3 * UPDATES
+    per_agent = updates.groupby(["symbol", "seed"])["update"].apply(list)
+    assert set(per_agent.index) == {(symbol, seed) for symbol in ("AAA", "BBB") for seed in SEEDS}
+    assert all(numbers == list(range(1, UPDATES + 1)) for numbers in per_agent)
+    assert (updates["steps"] == updates["update"] * STEPS_PER_UPDATE).all()
+    # Two environments whose episodes of 64 steps end in every rollout of 64 steps, the first ones
+    # of the second environment earlier.
+    counted = episodes.groupby(["symbol", "seed", "update"]).size()
+    assert counted.min() >= 2
+    assert (episodes["steps_done"] == episodes["update"] * STEPS_PER_UPDATE).all()
+    assert episodes["steps"].between(1, 64).all()
+    losses = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm"]
+    assert np.isfinite(updates[losses]).all(axis=None)
+    assert (updates["grad_norm"] > 0).all()
+
+
+def test_validation_every_second_update_and_at_the_end(straight):
+    updates = straight.run.updates_table()
+    validated = updates[updates["validation_sharpe"].notna()]
+    assert set(validated["update"]) <= {2, 4, 6, 7}
+    assert set(straight.run.best_update.ravel()) <= {2, 4, 6, 7}
+    best = validated.groupby(["symbol", "seed"])["validation_sharpe"].max()
+    for s, k, symbol, seed in straight.run.agents:
+        assert straight.run.best_sharpe[s, k] == best[symbol, seed]
+
+
+def test_total_steps_are_rounded_up_to_whole_updates():
+    assert ppo_shape(CONFIG).steps_per_update == STEPS_PER_UPDATE
+    assert [updates_for(CONFIG, steps) for steps in (1, 127, 128, 129, 896)] == [1, 1, 1, 2, 7]
+    run = start_run(program("BBB"), (1337,), 1, None)
+    train(run, 129, QUIET)
+    assert (run.update, run.steps) == (2, 256)
+
+
+def test_minibatches_that_do_not_cover_the_rollout_are_refused():
+    with pytest.raises(ConfigError, match="is not a multiple of batch_size = 96"):
+        with_settings(program(), "ppo", batch_size=96)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,), (2**32,)])
+def test_seeds_that_cannot_be_told_apart_are_refused(tmp_path, seeds):
+    with pytest.raises(ConfigError, match="give different integers"):
+        start_run(program("BBB"), seeds, TOTAL, OutputLayout(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------- same seed, same bits
+
+
+def test_the_same_seeds_give_the_same_bits_whatever_the_chunks(straight, monkeypatch, tmp_path):
+    """Here one update a call; in the fixture as many as fit before a checkpoint."""
+    one_update_a_call(monkeypatch)
+    run = trained(program(), folder=tmp_path)
+    assert_same_run(run, straight.run)
+    assert tables(tmp_path) == tables(straight.folder)
+
+
+def test_a_seed_alone_equals_the_same_seed_among_three(straight):
+    """To the bit: on a CPU the agents of one program follow each other.
+
+    It also is the shorter of two symbols, padded on the right to the length of the longer.
+    """
+    both, alone = program(), program("BBB")
+    padded = both.params["train"].market.close.shape[-1]
+    assert alone.params["train"].market.close.shape[-1] < padded
+
+    run = trained(alone, (1337,))
+    s, k = 1, SEEDS.index(1337)
+    chex.assert_trees_all_equal(bits(agent(run.state, 0, 0)), bits(agent(straight.run.state, s, k)))
+    assert run.best_sharpe[0, 0] == straight.run.best_sharpe[s, k]
+    for table, among in (
+        (run.updates_table(), straight.run.updates_table()),
+        (run.episodes_table(), straight.run.episodes_table()),
+    ):
+        own = among[(among["symbol"] == "BBB") & (among["seed"] == 1337)]
+        pd.testing.assert_frame_equal(table, own.reset_index(drop=True))
+
+
+def test_agents_of_different_seeds_and_symbols_differ(straight):
+    kernels = straight.run.state.params["heads"]["actor"]["kernel"]
+    flat = np.asarray(kernels).reshape(6, -1)
+    assert len({row.tobytes() for row in flat}) == 6
+
+
+def test_abreast_equals_one_after_the_other_to_rounding(straight):
+    """`vmap` multiplies matrices in other pieces: float32 rounding, here a few 1e-7 an update."""
+    sequential, abreast = program("BBB"), program("BBB", vectorize=True)
+    keys = programs.agent_keys(("BBB",), SEEDS)
+    hyper = programs.hyperparameters(CONFIG, UPDATES)
+    states, metrics = [], []
+    for each in (sequential, abreast):
+        train_params = each.params["train"]
+        state = without_key_checks(each.initialize)(keys, train_params, hyper)
+        state, after = without_key_checks(each.run_updates)(
+            state, train_params, hyper, jnp.int32(1)
+        )
+        states.append(state)
+        metrics.append(jax.tree.map(lambda x: x[:, :, 0], after))
+    one, other = states
+    chex.assert_trees_all_equal(bits(one.key), bits(other.key))
+    chex.assert_trees_all_equal(
+        one.walkers.state.statistics.policy_counts, other.walkers.state.statistics.policy_counts
+    )
+    chex.assert_trees_all_close(one.params, other.params, rtol=0, atol=2e-5)
+    chex.assert_trees_all_close(metrics[0].loss, metrics[1].loss, rtol=1e-3, atol=2e-5)
+
+
+# ------------------------------------------------------------------------------- interruptions
+
+
+def go_on(folder):
+    run = restore_run(program(), SEEDS, OutputLayout(folder), to_train=True)
+    at = run.update
+    train(run, TOTAL, QUIET)
+    return run, at
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4])
+def test_interrupted_and_resumed_equals_uninterrupted(straight, tmp_path, monkeypatch, stop_after):
+    """Before the first checkpoint, between two, and at one."""
+    one_update_a_call(monkeypatch)
+    run = start_run(program(), SEEDS, TOTAL, OutputLayout(tmp_path))
+    with pytest.raises(Interrupted, match=f"after update {stop_after} of 7; the state is saved"):
+        train(run, TOTAL, QUIET, should_stop=after_calls(stop_after))
+    run.close()
+
+    resumed, at = go_on(tmp_path)
+    assert at == stop_after
+    assert_same_run(resumed, straight.run)
+    assert tables(tmp_path) == tables(straight.folder)
+
+
+def test_twice_interrupted(straight, tmp_path, monkeypatch):
+    one_update_a_call(monkeypatch)
+    layout = OutputLayout(tmp_path)
+    run = start_run(program(), SEEDS, TOTAL, layout)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(run, TOTAL, QUIET, should_stop=after_calls(3))
+        run.close()
+        run = restore_run(program(), SEEDS, layout, to_train=True)
+    assert run.update == 6
+    train(run, TOTAL, QUIET)
+    assert_same_run(run, straight.run)
+    assert tables(tmp_path) == tables(straight.folder)
+
+
+def test_killed_between_two_agents_checkpoints(straight, tmp_path, monkeypatch):
+    """Tables and some agents are ahead of the last update that all agents have."""
+    from jaxtrader.checkpoints import AgentCheckpoints
+
+    class Killed(BaseException):
+        pass
+
+    save, saved = AgentCheckpoints.save, []
+
+    def killed_at_the_ninth(self, *arguments):
+        saved.append(self.folder)
+        if len(saved) == 6 + 3:  # six agents at update 2, then two at update 4
+            raise Killed
+        save(self, *arguments)
+
+    monkeypatch.setattr(AgentCheckpoints, "save", killed_at_the_ninth)
+    run = start_run(program(), SEEDS, TOTAL, OutputLayout(tmp_path))
+    with pytest.raises(Killed):
+        train(run, TOTAL, QUIET)
+    run.close()
+    for path in tmp_path.rglob("updates.csv"):  # and the kill has cut a line short
+        path.write_bytes(path.read_bytes()[:-20])
+    monkeypatch.undo()
+
+    resumed, at = go_on(tmp_path)
+    assert at == 2
+    assert_same_run(resumed, straight.run)
+    assert tables(tmp_path) == tables(straight.folder)
+
+
+def test_control_c_ends_the_call_under_way_and_saves(tmp_path):
+    """The real signal, in the middle of a call; the handler from before is back afterwards."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    run = start_run(program("BBB"), (1337,), TOTAL, OutputLayout(tmp_path))
+    with pytest.raises(Interrupted, match="--resume"):
+        train(run, TOTAL, QUIET, should_stop=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    run.close()
+    restored = restore_run(program("BBB"), (1337,), OutputLayout(tmp_path), to_train=False)
+    assert restored.update == run.update
+
+
+def test_an_interruption_in_memory_says_that_nothing_is_on_disk():
+    run = start_run(program("BBB"), (1337,), TOTAL, None)
+    with pytest.raises(Interrupted, match="in memory only"):
+        train(run, TOTAL, QUIET, should_stop=after_calls(1))
+
+
+def test_a_new_run_moves_the_old_one_aside(tmp_path):
+    layout = OutputLayout(tmp_path)
+    small = program("BBB")
+    trained(small, (1337,), updates=2, folder=tmp_path).close()
+    old = tables(tmp_path)
+    layout.policy("BBB", 1337).write_text("a policy")
+
+    start_run(small, (1337,), TOTAL, layout).close()
+    assert not layout.updates(1337).exists()
+    kept = {path.name: path for path in tmp_path.rglob("*.until-*")}
+    assert {name.split(".until-")[0] for name in kept} == {
+        "1337",
+        "seed_1337",
+        "policy_seed_1337.pt",
+    }
+    assert sorted(tables(tmp_path).values()) == sorted(old.values())
+    [folder] = [path for name, path in kept.items() if name.startswith("seed_1337")]
+    assert (folder / "2" / "state").is_dir()
+
+
+def test_compile_time_is_counted_once(tmp_path, monkeypatch):
+    """A run that is extended has two training loops and one compilation."""
+    clock = iter(np.cumsum([0.0, 31.0] + [0.0, 1.0] * 20))  # the first call takes 31 s, others 1
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    one_update_a_call(monkeypatch)
+    run = start_run(program("BBB"), (1337,), TOTAL, None)
+    train(run, 3 * STEPS_PER_UPDATE, QUIET)
+    assert run.compile_seconds == pytest.approx(30.0)
+    assert run.train_seconds == pytest.approx(2.0)
+    assert run.steps_per_second == pytest.approx(STEPS_PER_UPDATE)
+    train(run, 5 * STEPS_PER_UPDATE, QUIET)
+    assert run.compile_seconds == pytest.approx(30.0)
+    assert run.train_seconds == pytest.approx(4.0)
+
+
+# --------------------------------------------------------------------------------- compilation
+
+
+def test_one_trace_serves_a_whole_run_and_every_hyperparameter(straight, monkeypatch):
+    """However many updates a call does, and whichever leaf of the hyperparameters changes."""
+    traced = []
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda *a: traced.append(1) or update(*a))
+    for section, changes in (
+        ("ppo", {"learning_rate": 1e-3, "gamma": 0.9, "clip_ratio": 0.1, "target_kl": 0.01}),
+        ("ppo", {"entropy_coef": 0.1, "final_entropy_coef": 0.0, "entropy_hold": 0.2}),
+        ("guard", {"enabled": False}),
+        ("environment", {"costs": "stage5", "stop_loss": 0.03, "lot_size": 1.0}),
+        ("reward", {"preset": "log_wealth"}),
+        ("checkpoints", {"every": 3}),
+    ):
+        changed = with_settings(program(), section, **changes)
+        run = trained(changed, updates=4)  # calls of 1 and of more updates
+        assert run.update == 4
+    assert traced == []
+
+
+def test_a_changed_coefficient_changes_the_result(straight):
+    changed = trained(with_settings(program(), "ppo", learning_rate=1e-3), updates=1)
+    one = np.asarray(changed.state.params["heads"]["actor"]["kernel"])
+    assert not np.array_equal(one, straight.run.state.params["heads"]["actor"]["kernel"])
+
+
+# ----------------------------------------------------------------------------------- halted agents
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    """BBB's training bars hold a NaN in every row."""
+    dataset = market()
+    features = dataset.raw_features.copy()
+    first, last = dataset.splits["train"]
+    features[1, first[1] : last[1] + 1, 4] = np.nan
+    return trained(build_program(CONFIG, dataclasses.replace(dataset, raw_features=features)))
+
+
+def test_a_nan_halts_its_own_agents_with_reason_and_update(poisoned):
+    halted = poisoned.halted()
+    assert set(halted) == {f"BBB seed {seed}" for seed in SEEDS}
+    reason = HALT_REASONS[HALTED_NON_FINITE]
+    assert set(halted.values()) == {f"halted at update 1: {reason}"}
+
+
+def test_the_other_agents_do_not_notice(poisoned, straight):
+    chex.assert_trees_all_equal(
+        bits(agent(poisoned.state, 0, slice(None))), bits(agent(straight.run.state, 0, slice(None)))
+    )
+    for table, clean in (
+        (poisoned.updates_table(), straight.run.updates_table()),
+        (poisoned.episodes_table(), straight.run.episodes_table()),
+    ):
+        own, expected = (t[t["symbol"] == "AAA"].reset_index(drop=True) for t in (table, clean))
+        pd.testing.assert_frame_equal(own, expected)
+
+
+def test_a_halted_agent_keeps_its_parameters_and_adds_no_rows(poisoned, straight):
+    params = np.asarray(poisoned.state.params["heads"]["actor"]["kernel"])
+    assert np.isfinite(params).all()
+    updates, episodes = poisoned.updates_table(), poisoned.episodes_table()
+    assert updates.loc[updates["symbol"] == "BBB", "update"].tolist() == [1, 1, 1]
+    assert (updates.loc[updates["symbol"] == "BBB", "halt"] == HALTED_NON_FINITE).all()
+    assert (updates.loc[updates["symbol"] == "AAA", "halt"] == RUNNING).all()
+    assert set(episodes.loc[episodes["symbol"] == "BBB", "update"]) <= {1}
+
+
+# ------------------------------------------------------------------------- whether to go on
+
+
+def run_with_episodes(episodes):
+    """As much of a run as `cleared_gates` looks at; one seed, one symbol."""
+    table = pd.DataFrame(episodes)
+    dataset = SimpleNamespace(symbols=("SPY",))
+    return SimpleNamespace(
+        program=SimpleNamespace(dataset=dataset),
+        agents=[(0, 0, "SPY", 42)],
+        journal=SimpleNamespace(episodes={42: SimpleNamespace(table=table)}),
+    )
+
+
+def episode(steps_done, entropy, voluntary, symbol="SPY"):
+    from jaxtrader.telemetry import EPISODE_MEANS
+
+    row = dict.fromkeys(EPISODE_MEANS.values(), 0.0)
+    row |= {"policy_action_entropy": entropy, "voluntary_trade_rate": voluntary}
+    return {"symbol": symbol, "steps_done": steps_done, **row}
+
+
+@pytest.mark.parametrize(
+    ("episodes", "cleared"),
+    [
+        ([episode(700, 0.21, 0.2), episode(800, 0.21, 0.0)], True),  # means 0.21 and 0.10
+        ([episode(700, 0.19, 0.2), episode(800, 0.20, 0.2)], False),  # mean entropy 0.195
+        ([episode(700, 0.30, 0.1), episode(800, 0.30, 0.08)], False),  # mean voluntary 0.09
+        # Only the fifth of the run before 80 % counts.
+        ([episode(600, 1.0, 1.0), episode(700, 0.0, 0.0), episode(900, 1.0, 1.0)], False),
+        ([episode(600, 0.0, 0.0), episode(700, 1.0, 1.0), episode(801, 0.0, 0.0)], True),
+        ([episode(700, 1.0, 1.0, symbol="QQQ")], False),
+        ([], False),
+    ],
+)
+def test_gates_cleared_by_eighty_percent(episodes, cleared):
+    assert cleared_gates(run_with_episodes(episodes), 1000) == {"seed 42": cleared}
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+def test_a_full_disk_ends_training_with_an_error_of_the_family(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    run = start_run(program("BBB"), (1337,), TOTAL, OutputLayout(tmp_path))
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(JaxtraderError, match="No space left"):
+        train(run, TOTAL, QUIET)
+    assert math.isnan(run.steps_per_second)
