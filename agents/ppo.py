@@ -233,7 +233,7 @@ def optimize(
         params, opt_state, sums, applied, active, finite = carry
         batch = jax.tree.map(lambda x: x[ids], blocks)
         (loss, parts), grads = grad(params, networks, market, batch, ppo, entropy_coef)
-        parts = replace(parts, grad_norm=optax.global_norm(grads))
+        parts = replace(parts, grad_norm=optax.tree.norm(grads))
         ok = jnp.isfinite(loss) & jnp.isfinite(parts.grad_norm)
         active = active & ok
         updates, new_opt_state = tx.update(grads, opt_state, params)

@@ -106,9 +106,11 @@ def episode_table(
 
 
 def host_table(columns: Mapping[str, object]) -> pd.DataFrame:
-    """A table whose floats are float64: written as CSV and read back, every bit is the same."""
+    """A table of 64-bit numbers: written as CSV and read back, every bit and type is the same."""
     table = pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})
-    return table.astype(dict.fromkeys(table.select_dtypes(np.float32).columns, np.float64))
+    wide = dict.fromkeys(table.select_dtypes(np.float32).columns, np.float64)
+    wide |= dict.fromkeys(table.select_dtypes(np.int32).columns, np.int64)
+    return table.astype(wide)
 
 
 def episode_means(episodes: pd.DataFrame) -> dict[str, float]:

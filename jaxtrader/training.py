@@ -220,7 +220,19 @@ def _warn(message: str) -> None:
 
 
 def _stack(states: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    """Stacks leaf by leaf, through the host.
+
+    Restored arrays are committed to a device and new ones are not: mixed up, they would have the
+    same program compiled twice.
+    """
+
+    def stack(*leaves: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+            data = stack(*map(jax.random.key_data, leaves))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
+        return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
+
+    return jax.tree.map(stack, *states)
 
 
 def _run(

@@ -151,7 +151,7 @@ def sharpe_uncertainty(mean: float, square: float, step_return: float, noise: fl
     where it may be nothing but noise.
     """
     variance = square - mean**2
-    if variance < max(1e-5 * square, noise**2):
+    if variance < max(1e-5 * square, noise**2, 1e-12):
         return np.inf
     numerator = square * (step_return - mean) - 0.5 * mean * (step_return**2 - square)
     spread = 2.0 * np.sqrt(square) * noise  # of the second moment
@@ -181,6 +181,7 @@ def compare(
         simulators.append(simulator)
         ours: dict[str, list[list[float]]] = {"money": [], "counts": [], "prices": []}
         ours |= {"components": [], "observation": [], "reward": [], "sharpe_noise": []}
+        traded = False
         for action in played.action[number]:
             mean, square = simulator.sharpe_mean, simulator.sharpe_square
             before = simulator.equity()
@@ -189,7 +190,10 @@ def compare(
                 tally["ties"] += 1
                 tally["skipped"] += simulator.stop_bar - record.bar
                 break
-            noise = sharpe_uncertainty(mean, square, record.equity / before - 1.0, tolerance)
+            step_return = record.equity / before - 1.0
+            # Before the first fill every return is 0, and so is the ratio, exactly.
+            noise = sharpe_uncertainty(mean, square, step_return, tolerance) if traded else 0.0
+            traded = traded or record.fill_shares != 0.0
             ours["money"].append(money_of(record))
             ours["counts"].append(counts_of(record))
             ours["prices"].append(prices_of(record))
@@ -361,11 +365,11 @@ def check_statistics(
         np.testing.assert_allclose(counted.max_drawdown, expected["max_drawdown"], atol=1e-5)
 
 
-@pytest.mark.parametrize(("batches", "double"), [(40, False), (8, True)], ids=["f32", "f64"])
+@pytest.mark.parametrize(("batches", "double"), [(40, False), (6, True)], ids=["f32", "f64"])
 def test_random_episodes_agree_with_the_reference(batches: int, double: bool) -> None:
     """A thousand episodes in float32, and some in float64, where rounding hides nothing.
 
-    Each batch has five sets of rules, and five price paths of up to 87 steps for each.
+    Each batch has five sets of rules, and five price paths of up to 63 steps for each.
     """
     tally: Counter[str] = Counter()
 
@@ -399,17 +403,15 @@ def test_random_episodes_agree_with_the_reference(batches: int, double: bool) ->
         check_statistics(episodes, played, simulators)
 
     agree()
-    print(tally)
     assert tally["episodes"] == batches * BATCH
     assert tally["skipped"] < 0.01 * tally["steps"]
-    # Most of them before anything has moved.
-    assert tally["sharpe_skipped"] < 0.5 * tally["steps"]
+    assert tally["sharpe_skipped"] < 0.02 * tally["steps"]
     if not double:
         # The comparison means little for what never happens.
         for reason in Reason:
-            assert tally[f"reason_{reason.name}"] >= 10, reason
+            assert tally[f"reason_{reason.name}"] >= 5, reason
         for action in Action:
-            assert tally[f"executed_{action.name}"] >= 200, action
+            assert tally[f"executed_{action.name}"] >= 100, action
 
 
 # ------------------------------------------------------------------------------------ the long run

@@ -159,8 +159,8 @@ def test_columns_are_complete_and_in_order(table):
     assert set(EPISODE_MEANS.values()) <= set(table)
 
 
-def test_every_float_is_float64(table):
-    assert {kind.name for kind in table.select_dtypes("floating").dtypes} == {"float64"}
+def test_every_number_has_64_bits(table):
+    assert {kind.name for kind in table.select_dtypes("number").dtypes} == {"float64", "int64"}
 
 
 def test_means_are_plain_means_over_episodes(table):

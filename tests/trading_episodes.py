@@ -184,7 +184,7 @@ class _BareEnv(TradingEnv):
 
 
 ENV = _BareEnv()
-BATCH, BARS = 25, 88  # the shape of short episodes
+BATCH, BARS = 25, 64  # the shape of short episodes
 STEPS = BARS - 1
 
 
