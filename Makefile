@@ -32,7 +32,7 @@ stage5: $(STAGE5_READY)
 	$(BIN)/python -m experiments.stage5 --seeds 42 1337 9001 $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .

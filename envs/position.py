@@ -53,13 +53,15 @@ class Account:
         return 1.0 - self.equity / self.peak_equity
 
     def receive(self, flow: jax.Array) -> "Account":
-        """Adds `flow` (negative when paying) with compensated summation (Kahan 1965).
+        """Adds `flow` (negative when paying) by Knuth's two-sum, which keeps what rounding drops.
 
         Thousands of small flows into a float32 purse would otherwise drift away from the ledger.
         """
         corrected = flow + self.cash_residual
-        cash = self.cash + corrected
-        return replace(self, cash=cash, cash_residual=corrected - (cash - self.cash))
+        cash = jnp.maximum(self.cash + corrected, 0.0)
+        kept = cash - self.cash
+        residual = (self.cash - (cash - kept)) + (corrected - kept)
+        return replace(self, cash=cash, cash_residual=residual)
 
     def mark(self, holdings: jax.Array) -> "Account":
         """Revalues the account with `holdings` (f32[], market value of all shares)."""

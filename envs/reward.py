@@ -182,12 +182,12 @@ def differential_sharpe(
     """Differential Sharpe ratio (Moody & Saffell 2001, eq. 15) and the updated moments.
 
     D = (B dA - A dB / 2) / (B - A^2)^(3/2) with the moments before the step; 0 while the moving
-    variance is not positive beyond float32's rounding.
+    variance is not positive beyond float32's rounding, of the moments and of equity itself.
     """
     d_first = step_return - moments.first
     d_second = step_return**2 - moments.second
     variance = moments.second - moments.first**2
-    defined = variance > 1e-6 * moments.second
+    defined = variance > jnp.maximum(1e-6 * moments.second, 1e-13)
     scale = jnp.where(defined, variance, 1.0) ** 1.5
     ratio = (moments.second * d_first - 0.5 * moments.first * d_second) / scale
     moments = ReturnMoments(

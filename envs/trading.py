@@ -95,8 +95,8 @@ class TradingEnv(Environment[TradingState, TradingParams]):
     """Trades one symbol on one account, long only.
 
     Observation: f32[window * F + 12], the features of the last `window` bars (oldest first, row
-    major) and the account half (`ACCOUNT_FEATURES`), all dimensionless. `action_mask` has the
-    legality mask, which `info["action_mask"]` repeats for the new state.
+    major) and the account half (`ACCOUNT_FEATURES`), all dimensionless. The legality
+    mask of a state is `action_mask(state, params)`.
 
     Action: i32 in 0..6, `envs.actions.Action`. An illegal action is refused and counted.
 
@@ -245,7 +245,6 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             "executed_action": outcome.executed,
             "reason": outcome.reason,
             "fill": outcome.fill,
-            "action_mask": self.action_mask(state, params),
             "statistics": state.statistics,
         }
         observation = self.observe(None, state, action, params)

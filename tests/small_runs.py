@@ -69,9 +69,7 @@ def write_bars(folder: Path) -> Path:
     """Both stocks as the parquet files of a data folder."""
     for name, sessions in SESSIONS.items():
         bars = synthetic_bars(name, sessions=sessions)
-        columns = {
-            key: getattr(bars, key) for key in ("open", "high", "low", "close", "volume")
-        }
+        columns = {key: getattr(bars, key) for key in ("open", "high", "low", "close", "volume")}
         stamps = pa.array(bars.timestamps, pa.timestamp("us", "UTC"))
         path = folder / "historical" / name / "1Hour" / "data.parquet"
         path.parent.mkdir(parents=True)

@@ -169,7 +169,8 @@ ALWAYS, NEVER = 10.0, -1.0  # thresholds that every or no entropy is below
 def eleven_updates(threshold):
     """(state, metrics) of three agents, of which the middle one has this threshold."""
     hypers = [
-        hyperparameters(guard=guard_params(threshold=value)) for value in (NEVER, threshold, NEVER)
+        hyperparameters(guard=guard_params(threshold=value), final_entropy_coef=BASE / 5, hold=1.0)
+        for value in (NEVER, threshold, NEVER)
     ]
     states, hypers = start_three((7, 8, 9), hypers)
     return run(tiny().update_three, states, tiny().env_params, hypers, 11)

@@ -20,6 +20,7 @@ from learners import (
     tiny,
 )
 from markets import params_for, planted_signs
+from test_advantages import explicit_sum
 
 from agents.entropy import GuardParams
 from agents.learner import (
@@ -326,6 +327,50 @@ def test_metrics_of_an_update():
     fewer = Learner(setup.learner.env, NETWORKS, setup.learner.shape, telemetry_envs=2)
     shapes = jax.eval_shape(fewer.update, state, setup.env_params, hyperparameters())[1].finished
     chex.assert_tree_shape_prefix(shapes, (4, 2))
+
+
+def test_losses_of_an_update_that_holds_and_does_not_learn():
+    """Certain to hold and at a learning rate of zero: everything follows from the values alone."""
+    setup = tiny()
+    env_params = setup.env_params.replace(max_steps_in_episode=jnp.int32(64))
+    still = ppo_params(learning_rate=0.0, final_learning_rate=0.0, discount=0.9, trace_decay=0.8)
+    state = setup.init(jax.random.key(3), env_params, hyperparameters())
+    state.params["heads"]["actor"]["bias"] = jnp.float32([1e4] + 6 * [-1e4])
+    before = bits(state)
+    after, metrics = setup.update(state, env_params, hyperparameters(ppo=still))
+    chex.assert_trees_all_equal(bits(after).params, before.params)
+    assert float(metrics.policy_entropy) == float(metrics.reward_mean) == 0.0
+
+    # Sixteen steps from the first bar of each walker, none of which ends an episode.
+    walkers = before.walkers.state
+    bars = walkers.bar[:, None] + np.arange(17)
+    assert (bars[:, -1] < walkers.stop_bar).all()
+    windows = bars[..., None] + np.arange(-NETWORKS.receptive_field + 1, 1)
+    features = env_params.market.features[walkers.symbol[:, None, None], windows]
+    embedding = NETWORKS.encode(state.params, features)[:, :, 0]
+    flat = np.tile(np.eye(12, dtype=np.float32)[6], (6, 17, 1))  # all cash, all else zero
+    _, values = NETWORKS.heads(state.params, embedding, flat, np.ones((6, 17, 7), bool))
+    values = np.asarray(values).T
+    never = np.zeros((16, 6), bool)
+    advantages = explicit_sum(
+        {
+            "rewards": np.zeros((16, 6)),
+            "values": values[:-1],
+            "terminated": never,
+            "truncated": never,
+            "final_values": np.zeros((16, 6)),
+            "last_value": values[-1],
+        },
+        0.9,
+        0.8,
+    )
+    returns = advantages + values[:-1]
+    np.testing.assert_allclose(metrics.loss.value_loss, 0.5 * np.mean(advantages**2), rtol=1e-4)
+    np.testing.assert_allclose(metrics.loss.policy_loss, 0.0, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss.entropy, 0.0, atol=1e-5)
+    np.testing.assert_allclose(
+        metrics.explained_variance, 1.0 - advantages.var() / returns.var(), rtol=1e-3
+    )
 
 
 def test_the_guard_watches_what_is_executed():

@@ -138,10 +138,12 @@ def test_the_same_seeds_give_the_same_bits_whatever_the_chunks(straight, monkeyp
 def test_a_seed_alone_equals_the_same_seed_among_three(straight):
     """To the bit: on a CPU the agents of one program follow each other.
 
-    It also is the shorter of two symbols, padded on the right to the length of the longer.
+    It also is the shorter of two symbols, padded on the right to the length of the longer. (One
+    scaler serves all symbols of a dataset, so the symbol alone is given the scaler of both.)
     """
-    both, alone = program(), program("BBB")
-    padded = both.params["train"].market.close.shape[-1]
+    own = dataclasses.replace(market("BBB"), scaler=market().scaler)
+    alone = build_program(CONFIG, own)
+    padded = program().params["train"].market.close.shape[-1]
     assert alone.params["train"].market.close.shape[-1] < padded
 
     run = trained(alone, (1337,))
