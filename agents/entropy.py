@@ -38,7 +38,7 @@ class GuardParams:
     boost: jax.Array  # f32[] factor on the entropy coefficient per rescue
     floor: jax.Array  # f32[] least coefficient after a rescue
     ceiling: jax.Array  # f32[] largest coefficient, in multiples of the base
-    max_rescues: jax.Array  # i32[] rescues that may fail before the seed is halted
+    max_rescues: jax.Array  # i32[] rescues in a row that may fail before the seed is halted
 
 
 @struct.dataclass
@@ -47,6 +47,7 @@ class GuardState:
 
     failures: jax.Array  # i32[] failing checks in a row
     rescues: jax.Array  # i32[] rescues so far
+    failed_rescues: jax.Array  # i32[] rescues since a check last passed
     quiet_until: jax.Array  # i32[] first update that is checked again
     multiplier: jax.Array  # f32[] boost now applied to the coefficient
     triggered: jax.Array  # bool[] whether the last check rescued
@@ -58,6 +59,7 @@ def new_guard() -> GuardState:
     return GuardState(
         failures=jnp.int32(0),
         rescues=jnp.int32(0),
+        failed_rescues=jnp.int32(0),
         quiet_until=jnp.int32(0),
         multiplier=jnp.float32(1.0),
         triggered=jnp.bool_(False),
@@ -68,9 +70,12 @@ def new_guard() -> GuardState:
 def entropy_coefficient(
     scheduled: jax.Array, guard: GuardState, params: GuardParams, base: jax.Array
 ):
-    """Scheduled coefficient with the guard's boost: floored, and capped by `ceiling` x `base`."""
+    """Scheduled coefficient with the guard's boost: floored, and capped by `ceiling` x `base`.
+
+    A boost never lowers the coefficient, even where the schedule is above the cap.
+    """
     boosted = jnp.maximum(scheduled * guard.multiplier, params.floor)
-    boosted = jnp.minimum(boosted, params.ceiling * base)
+    boosted = jnp.minimum(boosted, jnp.maximum(params.ceiling * base, scheduled))
     return jnp.where(guard.rescues > 0, boosted, scheduled)
 
 
@@ -86,11 +91,13 @@ def check_entropy(
     failing = watching & (action_entropy < params.threshold)
     failures = jnp.where(watching, jnp.where(failing, guard.failures + 1, 0), guard.failures)
     alarm = failing & (failures >= params.patience)
-    exhausted = alarm & (guard.rescues >= params.max_rescues)
+    exhausted = alarm & (guard.failed_rescues >= params.max_rescues)
     rescue = alarm & ~exhausted
+    recovered = watching & ~failing
     return GuardState(
         failures=jnp.where(rescue, 0, failures),
         rescues=guard.rescues + rescue,
+        failed_rescues=jnp.where(recovered, 0, guard.failed_rescues + rescue),
         quiet_until=jnp.where(rescue, update + 1 + params.cool_down, guard.quiet_until),
         multiplier=jnp.where(rescue, guard.multiplier * params.boost, guard.multiplier),
         triggered=rescue,

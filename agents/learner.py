@@ -45,7 +45,7 @@ HALT_REASONS = {
 class TrainState:
     """Everything that an update reads and changes, for one agent; all of it is checkpointed."""
 
-    key: jax.Array  # typed key
+    key: jax.Array  # typed key of the seed; each update folds its number in
     update: jax.Array  # i32[] updates done; steps = update * steps_per_update, on the host
     params: Params
     opt_state: optax.OptState
@@ -113,7 +113,7 @@ class Learner:
         self, state: TrainState, env_params: TradingParams, hyper: Hyperparameters
     ) -> tuple[TrainState, UpdateMetrics]:
         """Collect, estimate, optimise, guard. A halted agent stays bit for bit as it is."""
-        key_next, key_collect, key_optimize = jax.random.split(state.key, 3)
+        key_collect, key_optimize = jax.random.split(jax.random.fold_in(state.key, state.update))
         table = self.networks.encode_market(state.params, env_params.market)
         walkers, rollout = collect(
             key_collect,
@@ -150,7 +150,7 @@ class Learner:
         action_entropy = histogram_entropy(action_histogram(rollout.executed))
         guard = check_entropy(state.guard, action_entropy, state.update + 1, hyper.guard)
         new = TrainState(
-            key=key_next,
+            key=state.key,
             update=state.update + 1,
             params=params,
             opt_state=opt_state,
@@ -170,7 +170,8 @@ class Learner:
             reward_mean=jnp.mean(rollout.reward),
             explained_variance=1.0
             - jnp.var(returns - rollout.value) / jnp.maximum(jnp.var(returns), 1e-8),
-            guard=guard,
+            # An update that is thrown away has rescued nobody.
+            guard=replace(state.guard, triggered=state.guard.triggered & finite),
             halt=state.halt,
             finished=jax.tree.map(lambda x: x[:, : self.telemetry_envs], rollout.finished),
         )
@@ -193,9 +194,13 @@ class Learner:
         was_halted = old.halt != RUNNING
         broke = ~was_halted & ~finite
         keep = was_halted | broke
-        kept = jax.tree.map(lambda a, b: jnp.where(keep, a, b), old, new)
+        # The key is the same in both; to jax.debug_key_reuse, selecting would use it.
+        kept = jax.tree.map(
+            lambda a, b: jnp.where(keep, a, b), replace(old, key=None), replace(new, key=None)
+        )
         return replace(
             kept,
+            key=old.key,
             halt=jnp.where(broke, HALTED_NON_FINITE, kept.halt),
             halted_at=jnp.where(broke, old.update + 1, kept.halted_at),
         )

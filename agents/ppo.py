@@ -95,7 +95,8 @@ def advantages_and_returns(
 ) -> tuple[jax.Array, jax.Array]:
     """GAE over a rollout with (possibly normalised) `rewards` f32[K, C, N]; same shape back."""
     # An episode is cut only in a block's last step, so one bootstrap value a block is enough.
-    final_values = jnp.zeros_like(rewards).at[:, -1].set(rollout.final_value)
+    # Were it not so, the NaN would halt the agent instead of passing for a value.
+    final_values = jnp.full_like(rewards, jnp.nan).at[:, -1].set(rollout.final_value)
     advantages, returns = gae(
         steps_first(rewards),
         steps_first(rollout.value),
@@ -186,7 +187,7 @@ def ppo_loss(
         policy_loss=policy_loss,
         value_loss=value_loss,
         entropy=nats,
-        approx_kl=jnp.mean(ratio - 1.0 - log_ratio),
+        approx_kl=jnp.mean(jnp.expm1(log_ratio) - log_ratio),
         clip_fraction=jnp.mean((jnp.abs(ratio - 1.0) > ppo.clip_ratio).astype(jnp.float32)),
         grad_norm=jnp.float32(0.0),
     )
@@ -255,15 +256,17 @@ def optimize(
         )
         return carry, None
 
-    def epoch(carry, key: jax.Array):
+    def epoch(keyed, _):
+        key, carry = keyed
+        key, key_order = jax.random.split(key)
         num_blocks = shape.minibatches * shape.blocks_per_minibatch
-        ids = jax.random.permutation(key, num_blocks).reshape(shape.minibatches, -1)
-        return jax.lax.scan(minibatch, carry, ids)
+        ids = jax.random.permutation(key_order, num_blocks).reshape(shape.minibatches, -1)
+        carry, _ = jax.lax.scan(minibatch, carry, ids)
+        return (key, carry), None
 
     zeros = LossParts(*[jnp.float32(0.0)] * 6)
     carry = (params, opt_state, zeros, jnp.int32(0), jnp.bool_(True), jnp.bool_(True))
-    (params, opt_state, sums, applied, _, finite), _ = jax.lax.scan(
-        epoch, carry, jax.random.split(key, shape.num_epochs)
-    )
+    (_, carry), _ = jax.lax.scan(epoch, (key, carry), length=shape.num_epochs)
+    params, opt_state, sums, applied, _, finite = carry
     mean = jax.tree.map(lambda total: total / jnp.maximum(applied, 1), sums)
     return params, opt_state, mean, finite

@@ -117,9 +117,11 @@ def collect(
         embedding = networks.embedding_at(table, walkers.state.symbol, walkers.state.bar)
         return networks.heads(params, embedding, walkers.account, walkers.mask)
 
-    def step(carry: tuple[Walkers, FinishedEpisodes, jax.Array], key: jax.Array):
-        walkers, finished, _ = carry
-        key_action, key_reset = jax.random.split(key)
+    # Scans carry their key. Were they to walk over an array of keys, `vmap` would transpose it,
+    # and jax.debug_key_reuse takes a transposed key for a used one.
+    def step(carry: tuple[jax.Array, Walkers, FinishedEpisodes, jax.Array], _):
+        key, walkers, finished, _ = carry
+        key, key_action, key_reset = jax.random.split(key, 3)
         logits, value = evaluate(walkers)
         action = sample(key_action, logits)
         nats = entropy(logits)
@@ -155,21 +157,21 @@ def collect(
             "terminated": outcome.terminated,
             "truncated": outcome.truncated,
         }
-        return (after, finished, final_account), stored
+        return (key, after, finished, final_account), stored
 
-    def block(walkers: Walkers, key: jax.Array):
+    def block(carry: tuple[jax.Array, Walkers], _):
+        key, walkers = carry
+        key, key_steps = jax.random.split(key)
         symbol, first_bar = walkers.state.symbol, walkers.state.bar
-        carry = (walkers, _no_episodes(num_envs), walkers.account)
-        (after, finished, final_account), stored = jax.lax.scan(
-            step, carry, jax.random.split(key, block_length)
-        )
+        steps = (key_steps, walkers, _no_episodes(num_envs), walkers.account)
+        (_, after, finished, final_account), stored = jax.lax.scan(step, steps, length=block_length)
         embedding = networks.embedding_at(table, symbol, first_bar + block_length)
         # The value head ignores the mask.
         _, final_value = networks.heads(params, embedding, final_account, walkers.mask)
-        return after, (symbol, first_bar, stored, final_value, finished)
+        return (key, after), (symbol, first_bar, stored, final_value, finished)
 
-    walkers, (symbol, first_bar, stored, final_value, finished) = jax.lax.scan(
-        block, walkers, jax.random.split(key, num_blocks)
+    (_, walkers), (symbol, first_bar, stored, final_value, finished) = jax.lax.scan(
+        block, (key, walkers), length=num_blocks
     )
     _, last_value = evaluate(walkers)
     return walkers, Rollout(

@@ -10,7 +10,8 @@ class Market:
     """Exogenous data of S symbols over T bars. Passed as an argument, never closed over.
 
     Each symbol has its own time axis, padded on the right; which bars an episode may visit is
-    the business of `envs.curriculum.StartDistribution`.
+    the business of `envs.curriculum.StartDistribution`. Features are finite everywhere, padding
+    included: a NaN that no loss reads still reaches the encoder's gradient, as 0 x NaN.
     """
 
     open: jax.Array  # f32[S, T] price of the first trade in the bar

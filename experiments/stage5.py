@@ -29,9 +29,14 @@ from jaxtrader.config import (
     replace_settings,
 )
 from jaxtrader.data import Dataset
-from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observations
+from jaxtrader.deployment import (
+    ExportedPolicy,
+    export_agent,
+    require_torch,
+    sample_observations,
+)
 from jaxtrader.errors import ConfigError, JaxtraderError
-from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
+from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_starts
 from jaxtrader.files import timestamp, unused, write_whole
 from jaxtrader.gates import gate_table
 from jaxtrader.layout import OutputLayout
@@ -50,6 +55,7 @@ from jaxtrader.training import (
     train,
 )
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 REPORT_VARIABLE = "JAXTRADER_STAGE5_REPORT"  # tells --run-pytest's tests which report is meant
 
 
@@ -248,22 +254,30 @@ def write_reports(
 
 
 def run_pytest(arguments: Arguments, report: Path, console: Console) -> bool:
-    """Runs pytest on this report; whether it passed.
-
-    Raises:
-      ConfigError: there is nothing where --pytest-args points to.
-    """
-    root = Path(__file__).resolve().parents[1]
-    first = root / arguments.pytest_args[0].split("::")[0]
-    if not first.exists():
-        raise ConfigError(
-            f"--pytest-args {' '.join(arguments.pytest_args)}: {first} does not exist; the tests "
-            "come with the source checkout, not with the installed package"
-        )
+    """Runs pytest on this report; whether it passed."""
     console.print(f"pytest {' '.join(arguments.pytest_args)}")
     environment = {**os.environ, REPORT_VARIABLE: str(report.resolve())}
     command = [sys.executable, "-m", "pytest", "-q", *arguments.pytest_args]
-    return subprocess.run(command, cwd=root, env=environment, check=False).returncode == 0
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+def check_what_comes_last(arguments: Arguments, program: Program) -> None:
+    """Tells before training what would only fail after it.
+
+    Raises:
+      ConfigError: more evaluation episodes than the split has, or no tests to run.
+      ExportError: torch is missing.
+    """
+    evaluation = program.config.evaluation
+    random_starts(program, evaluation.split, evaluation.episodes, evaluation.seed)
+    require_torch()
+    if arguments.run_pytest:
+        first = next((a for a in arguments.pytest_args if not a.startswith("-")), "tests")
+        if not (ROOT / first.split("::")[0]).exists():
+            raise ConfigError(
+                f"--pytest-args {' '.join(arguments.pytest_args)}: there is no {first} in {ROOT}; "
+                "the tests come with the source checkout, not with the installed package"
+            )
 
 
 def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bool:
@@ -275,6 +289,7 @@ def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bo
         stored = stored_config(layout, arguments.symbols[0], arguments.seeds[0])
         config = dataclasses.replace(stored, evaluation=config.evaluation)
     program = build_program(config, load_data(arguments, config))
+    check_what_comes_last(arguments, program)
     announce(program, arguments, console)
     run, extended_to = train_agents(program, arguments, layout, console)
     try:
@@ -343,6 +358,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if run_stage5(arguments, argv, console) else 1
     except Interrupted as message:
         errors.print(str(message), markup=False, soft_wrap=True)
+        return 130
+    except KeyboardInterrupt:
+        errors.print(
+            "interrupted; what is on disk is complete: go on with the same command and --resume, "
+            "or, once training has ended, with --skip-training"
+        )
         return 130
     except JaxtraderError as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)

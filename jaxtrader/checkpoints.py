@@ -63,6 +63,7 @@ class AgentCheckpoints:
             enable_async_checkpointing=False,
         )
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,11 @@ from agents.rollout import collect, start_walkers
 from envs.actions import Action
 from envs.trading import ACCOUNT_FEATURES, TradingParams
 from jaxtrader.data.markets import split_offset
-from jaxtrader.export import (
-    ParityReport,
-    PolicyManifest,
-    check_parity,
-    export_policy,
-    write_parity_data,
-)
 from jaxtrader.program import Program, over_agents
 from jaxtrader.provenance import git_commit
+
+if TYPE_CHECKING:  # training needs no torch
+    from jaxtrader.export import ParityReport, PolicyManifest
 
 PARITY_OBSERVATIONS = 10_000
 
@@ -87,6 +83,17 @@ def _observe(
     return over_agents(agent, vectorize)((params, keys), trading)
 
 
+def require_torch() -> None:
+    """Tells early whether an export would fail for want of torch.
+
+    Raises:
+      ExportError: torch is missing; the message says how to install it.
+    """
+    import jaxtrader.export
+
+    assert jaxtrader.export.export_policy  # every name in there needs torch
+
+
 def sample_observations(program: Program, params: Any, split: str, seed: int = 0) -> Observations:
     """At least `PARITY_OBSERVATIONS` observations of every agent on real episodes of `split`.
 
@@ -126,8 +133,10 @@ def export_agent(
       metrics: what the file says of its out-of-sample performance.
 
     Raises:
-      ExportError: the file cannot be written, or the replay failed.
+      ExportError: torch is missing, the file cannot be written, or the replay failed.
     """
+    from jaxtrader.export import check_parity, export_policy, write_parity_data
+
     dataset = program.dataset
     manifest = export_policy(
         path,

@@ -132,19 +132,7 @@ def one_update(learner: Learner) -> Callable:
 def three_updates(learner: Learner) -> Callable:
     """`update` of agents and hyperparameters stacked, likewise."""
     update = chex.assert_max_traces(learner.update, n=1)
-    return without_key_checks(jax.jit(jax.vmap(update, in_axes=(0, None, 0))))
-
-
-def without_key_checks(function: Callable) -> Callable:
-    """To the checker of jax 0.10.2 a transposed key is a used one, and `vmap` transposes the keys
-    that a scan walks over. One agent's program, the same one, is checked.
-    """
-
-    def unchecked(*arguments):
-        with jax.debug_key_reuse(False):
-            return function(*arguments)
-
-    return unchecked
+    return jax.jit(jax.vmap(update, in_axes=(0, None, 0)))
 
 
 @functools.cache
@@ -156,7 +144,7 @@ def tiny() -> SimpleNamespace:
         learner=learner,
         env_params=env_params,
         init=jax.jit(learner.init),
-        init_three=without_key_checks(jax.jit(jax.vmap(learner.init, in_axes=(0, None, 0)))),
+        init_three=jax.jit(jax.vmap(learner.init, in_axes=(0, None, 0))),
         update=one_update(learner),
         update_three=three_updates(learner),
     )

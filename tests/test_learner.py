@@ -125,7 +125,6 @@ def difference(tree, expected):
 
 def test_changed_hyperparameters_and_later_updates_compile_nothing():
     """`tiny().update` fails by itself when it is traced a second time."""
-    state = start()
     setup = tiny()
     other = hyperparameters(
         ppo=ppo_params(
@@ -144,12 +143,12 @@ def test_changed_hyperparameters_and_later_updates_compile_nothing():
         hold=0.1,
         total_updates=77,
     )
-    baseline = updates(state, 2)
-    changed = updates(state, 2, other)
+    baseline = updates(start(), 2)
+    changed = updates(start(), 2, other)
     costly = setup.env_params.replace(
         execution=setup.env_params.execution.replace(cost_multiplier=jnp.float32(1.5))
     )
-    setup.update(state, costly, other)
+    setup.update(start(), costly, other)
     assert setup.update._cache_size() == 1
     assert difference(bits(changed[-1][0].params), bits(baseline[-1][0].params)) > 1e-4
 

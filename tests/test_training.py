@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from learners import bits, without_key_checks
+from learners import bits
 from small_runs import (
     CONFIG,
     QUIET,
@@ -27,7 +26,6 @@ from small_runs import (
     with_settings,
 )
 
-import jaxtrader.program as programs
 from agents.learner import HALT_REASONS, HALTED_NON_FINITE, RUNNING, Learner
 from jaxtrader import training
 from jaxtrader.errors import ConfigError, JaxtraderError
@@ -135,14 +133,18 @@ def test_the_same_seeds_give_the_same_bits_whatever_the_chunks(straight, monkeyp
     assert tables(tmp_path) == tables(straight.folder)
 
 
+def shorter():
+    """The shorter of the two symbols, without the other."""
+    return dataclasses.replace(market("BBB"), scaler=market().scaler)
+
+
 def test_a_seed_alone_equals_the_same_seed_among_three(straight):
     """To the bit: on a CPU the agents of one program follow each other.
 
     It also is the shorter of two symbols, padded on the right to the length of the longer. (One
     scaler serves all symbols of a dataset, so the symbol alone is given the scaler of both.)
     """
-    own = dataclasses.replace(market("BBB"), scaler=market().scaler)
-    alone = build_program(CONFIG, own)
+    alone = build_program(CONFIG, shorter())
     padded = program().params["train"].market.close.shape[-1]
     assert alone.params["train"].market.close.shape[-1] < padded
 
@@ -164,27 +166,40 @@ def test_agents_of_different_seeds_and_symbols_differ(straight):
     assert len({row.tobytes() for row in flat}) == 6
 
 
-def test_abreast_equals_one_after_the_other_to_rounding(straight):
-    """`vmap` multiplies matrices in other pieces: float32 rounding, here a few 1e-7 an update."""
-    sequential, abreast = program("BBB"), program("BBB", vectorize=True)
-    keys = programs.agent_keys(("BBB",), SEEDS)
-    hyper = programs.hyperparameters(CONFIG, UPDATES)
-    states, metrics = [], []
-    for each in (sequential, abreast):
-        train_params = each.params["train"]
-        state = without_key_checks(each.initialize)(keys, train_params, hyper)
-        state, after = without_key_checks(each.run_updates)(
-            state, train_params, hyper, jnp.int32(1)
-        )
-        states.append(state)
-        metrics.append(jax.tree.map(lambda x: x[:, :, 0], after))
-    one, other = states
-    chex.assert_trees_all_equal(bits(one.key), bits(other.key))
-    chex.assert_trees_all_equal(
-        one.walkers.state.statistics.policy_counts, other.walkers.state.statistics.policy_counts
+@pytest.fixture(scope="module")
+def abreast():
+    """The shorter symbol's three seeds, and one of them alone, trained with `vmap`."""
+    vectorized = build_program(CONFIG, shorter(), vectorize=True)
+    # To the checker of jax 0.10.2 a transposed key is a used one, and `vmap` transposes the keys
+    # that a scan walks over. One agent's program, the same one, is checked everywhere else.
+    with jax.debug_key_reuse(False):
+        return trained(vectorized), trained(vectorized, (1337,))
+
+
+def assert_close(run, other):
+    """Largest measured difference after 7 updates: 6e-8 in parameters that are of order 1."""
+    chex.assert_trees_all_close(run.params, other.params, rtol=0, atol=1e-6)
+    chex.assert_trees_all_equal(bits(run.key), bits(other.key))
+    for name in ("policy_counts", "executed_counts"):
+        one, two = (getattr(r.walkers.state.statistics, name) for r in (run, other))
+        np.testing.assert_array_equal(one, two)
+
+
+def test_abreast_equals_one_after_the_other_to_rounding(straight, abreast):
+    """`vmap` multiplies matrices in other pieces."""
+    among, _ = abreast
+    assert_close(agent(among.state, 0, slice(None)), agent(straight.run.state, 1, slice(None)))
+    one, other = (
+        run.updates_table().query("symbol == 'BBB'").sort_values(["seed", "update"])
+        for run in (among, straight.run)
     )
-    chex.assert_trees_all_close(one.params, other.params, rtol=0, atol=2e-5)
-    chex.assert_trees_all_close(metrics[0].loss, metrics[1].loss, rtol=1e-3, atol=2e-5)
+    for column in ("policy_loss", "value_loss", "entropy", "grad_norm", "reward_mean"):
+        np.testing.assert_allclose(one[column], other[column], rtol=1e-4, atol=1e-6)
+
+
+def test_a_seed_alone_equals_the_same_seed_abreast_of_two_others_to_rounding(abreast):
+    among, alone = abreast
+    assert_close(agent(alone.state, 0, 0), agent(among.state, 0, SEEDS.index(1337)))
 
 
 # ------------------------------------------------------------------------------- interruptions

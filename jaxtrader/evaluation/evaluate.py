@@ -163,7 +163,8 @@ def _evaluation(
     timestamps = pd.to_datetime(dataset.timestamps[s], unit="us", utc=True)
     year = float(dataset.periods_per_year[s])
 
-    steps = _step_table(full.steps, cash, timestamps, offset)
+    fill_delay = 1 if program.config.environment.fill == "next_open" else 0
+    steps = _step_table(full.steps, cash, timestamps, offset, fill_delay)
     trades = _trade_table(steps)
     bars = offset + first_bar + np.arange(len(steps) + 1)
     equity = np.concatenate([[1.0], steps["equity"].to_numpy() / cash])
@@ -175,6 +176,7 @@ def _evaluation(
         dataset.close[s, split_bars],
         execution.commission * multiplier,
         execution.slippage * multiplier,
+        dataset.tradable[s, split_bars],
     )
     no_trades = ClosedTrades(np.zeros(0), np.zeros(0), np.zeros(0))
     session = dataset.session[s]
@@ -229,8 +231,15 @@ def _evaluation(
     )
 
 
-def _step_table(steps: Steps, cash: float, timestamps: pd.DatetimeIndex, offset: int):
-    """The one episode of `steps` ([T, 1] leaves) as a table in dollars."""
+def _step_table(
+    steps: Steps, cash: float, timestamps: pd.DatetimeIndex, offset: int, fill_delay: int
+) -> pd.DataFrame:
+    """The one episode of `steps` ([T, 1] leaves) as a table in dollars.
+
+    Args:
+      offset: dataset bar that is bar 0 of the split's market.
+      fill_delay: bars from the decision to the bar in which it fills.
+    """
     rows = np.asarray(steps.valid)[:, 0]
     column = {name: np.asarray(getattr(steps, name))[rows, 0] for name in _STEP_COLUMNS}
     table = pd.DataFrame(
@@ -245,7 +254,7 @@ def _step_table(steps: Steps, cash: float, timestamps: pd.DatetimeIndex, offset:
         },
         index=timestamps[offset + column["bar"]].rename("timestamp"),
     )
-    table.insert(0, "fill_time", timestamps[offset + column["bar"] + 1])
+    table.insert(0, "fill_time", timestamps[offset + column["bar"] + fill_delay])
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 
@@ -72,7 +73,7 @@ def render_markdown(summary: dict[str, Any]) -> str:
         for warning in agent["warnings"]
     ]
     lines += [*(warnings or ["none"]), "", "## Reproduce", ""]
-    lines += ["```", " ".join(summary["command"]), "```", ""]
+    lines += ["```", shlex.join(summary["command"]), "```", ""]
     lines += [f"Commit {summary['provenance']['git_commit'] or 'unknown'}.", ""]
     return "\n".join(lines)
 

@@ -99,12 +99,12 @@ def agent_section(
     """One agent: its checkpoint, gates, evaluation, audit and policy file."""
     program, symbol, seed = run.program, evaluation.symbol, evaluation.seed
     gates = check_gates(evaluation.metrics)
-    updates = run.journal.updates[seed].table
-    updates = updates[updates["symbol"] == symbol]
-    episodes = run.journal.episodes[seed].table
-    episodes = episodes[episodes["symbol"] == symbol] if len(episodes) else episodes
+    updates, episodes = (  # empty where the tables are gone, or nothing has ended yet
+        table[table["symbol"] == symbol] if len(table) else table
+        for table in (run.journal.updates[seed].table, run.journal.episodes[seed].table)
+    )
     late = episodes[episodes["update"] > 0.75 * run.update] if len(episodes) else episodes
-    rescues = updates[updates["guard_triggered"].astype(bool)]
+    rescues = updates[updates["guard_triggered"].astype(bool)] if len(updates) else updates
     name = agent_name(program, symbol, seed)
     warnings = [*alerts(evaluation.metrics), *_audit_warnings(evaluation.audit)]
     warnings += _reward_against_equity(episodes)
@@ -171,6 +171,8 @@ def policy_section(export: ExportedPolicy) -> dict[str, Any]:
             "observations": parity.observations,
             "largest_logit_difference": parity.largest_logit_difference,
             "largest_value_difference": parity.largest_value_difference,
+            "largest_scaled_value_difference": parity.largest_scaled_value_difference,
+            "tolerance": parity.tolerance,
             "clear_actions": parity.clear_actions,
             "agreeing_actions": parity.agreeing_actions,
             "near_ties": parity.near_ties,
