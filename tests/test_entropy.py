@@ -126,6 +126,15 @@ def test_the_seed_is_given_up_when_its_rescues_have_failed():
     assert exhausted_at(history) == [2]
 
 
+def test_a_rescue_that_worked_does_not_count_against_the_seed():
+    # Rescues at 2 and 5 fail; a check passes at 7; rescues at 9 and 12 fail, and there is no third.
+    entropies = [LOW, LOW, LOW, LOW, LOW, LOW, HIGH, *[LOW] * 8]
+    history = watch(entropies, warm_up=0, cool_down=1, max_rescues=2)
+    assert rescued_at(history) == [2, 5, 9, 12]
+    assert exhausted_at(history) == [15]
+    assert int(history[-1].rescues) == 4
+
+
 def test_exhaustion_is_for_good():
     history = watch([LOW] * 9 + [HIGH] * 3, warm_up=1, cool_down=1, max_rescues=2)
     assert [bool(guard.exhausted) for guard in history[8:]] == [True] * 4
@@ -153,6 +162,13 @@ def test_a_rescue_multiplies_the_coefficient_within_its_floor_and_ceiling():
     # late in training the schedule is what is multiplied
     np.testing.assert_allclose(coefficients(0.05, 0.04), [0.04, 0.068, 0.1156, 0.15], rtol=1e-5)
     np.testing.assert_allclose(coefficients(0.02, 0.0), [0.0, 0.03, 0.03, 0.03], rtol=1e-5)
+
+
+def test_a_rescue_never_lowers_the_coefficient():
+    # 1.7 x 0.05, cut to 3 x 0.01, would be less than the schedule asks for.
+    rescued = watch([LOW] * 2, warm_up=0)[-1]
+    value = coefficient(jnp.float32(0.05), rescued, guard_params(), jnp.float32(0.01))
+    assert float(value) == np.float32(0.05)
 
 
 def test_without_a_rescue_the_schedule_stands_even_outside_the_limits():

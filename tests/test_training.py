@@ -55,8 +55,9 @@ def tables(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.csv")}
 
 
-def agent(tree, s, k):
-    return jax.tree.map(lambda x: x[s, k], tree)
+def agent(run, s, k):
+    """The state of one agent, or of several, in NumPy."""
+    return jax.tree.map(lambda x: x[s, k], bits(run.state))
 
 
 def assert_same_run(run, other):
@@ -150,7 +151,7 @@ def test_a_seed_alone_equals_the_same_seed_among_three(straight):
 
     run = trained(alone, (1337,))
     s, k = 1, SEEDS.index(1337)
-    chex.assert_trees_all_equal(bits(agent(run.state, 0, 0)), bits(agent(straight.run.state, s, k)))
+    chex.assert_trees_all_equal(agent(run, 0, 0), agent(straight.run, s, k))
     assert run.best_sharpe[0, 0] == straight.run.best_sharpe[s, k]
     for table, among in (
         (run.updates_table(), straight.run.updates_table()),
@@ -179,7 +180,7 @@ def abreast():
 def assert_close(run, other):
     """Largest measured difference after 7 updates: 6e-8 in parameters that are of order 1."""
     chex.assert_trees_all_close(run.params, other.params, rtol=0, atol=1e-6)
-    chex.assert_trees_all_equal(bits(run.key), bits(other.key))
+    chex.assert_trees_all_equal(run.key, other.key)
     for name in ("policy_counts", "executed_counts"):
         one, two = (getattr(r.walkers.state.statistics, name) for r in (run, other))
         np.testing.assert_array_equal(one, two)
@@ -188,7 +189,7 @@ def assert_close(run, other):
 def test_abreast_equals_one_after_the_other_to_rounding(straight, abreast):
     """`vmap` multiplies matrices in other pieces."""
     among, _ = abreast
-    assert_close(agent(among.state, 0, slice(None)), agent(straight.run.state, 1, slice(None)))
+    assert_close(agent(among, 0, slice(None)), agent(straight.run, 1, slice(None)))
     one, other = (
         run.updates_table().query("symbol == 'BBB'").sort_values(["seed", "update"])
         for run in (among, straight.run)
@@ -199,7 +200,7 @@ def test_abreast_equals_one_after_the_other_to_rounding(straight, abreast):
 
 def test_a_seed_alone_equals_the_same_seed_abreast_of_two_others_to_rounding(abreast):
     among, alone = abreast
-    assert_close(agent(alone.state, 0, 0), agent(among.state, 0, SEEDS.index(1337)))
+    assert_close(agent(alone, 0, 0), agent(among, 0, SEEDS.index(1337)))
 
 
 # ------------------------------------------------------------------------------- interruptions
@@ -380,7 +381,7 @@ def test_a_nan_halts_its_own_agents_with_reason_and_update(poisoned):
 
 def test_the_other_agents_do_not_notice(poisoned, straight):
     chex.assert_trees_all_equal(
-        bits(agent(poisoned.state, 0, slice(None))), bits(agent(straight.run.state, 0, slice(None)))
+        agent(poisoned, 0, slice(None)), agent(straight.run, 0, slice(None))
     )
     for table, clean in (
         (poisoned.updates_table(), straight.run.updates_table()),
