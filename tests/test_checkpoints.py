@@ -285,15 +285,23 @@ def test_a_damaged_latest_falls_back_and_says_so(copied, finished, capsys):
 
 
 @pytest.mark.parametrize("to_train", [False, True])
-def test_a_damaged_best_gives_way_to_the_next_best(copied, capsys, to_train):
-    folder = copied.checkpoints("BBB", SEED)
-    ranking = AgentCheckpoints(folder).ranking()
-    damage(folder / str(ranking[0]))
-    back = restored(copied, to_train=to_train)
-    assert back.best_update[0, 0] == ranking[1]
-    assert np.isfinite(back.best_sharpe[0, 0])
+def test_a_damaged_best_gives_way_to_the_next_best(finished, tmp_path, capsys, to_train):
+    folder, run = finished
+    old = AgentCheckpoints(OutputLayout(folder).checkpoints("BBB", SEED))
+    layout = OutputLayout(tmp_path)
+    checkpoints = AgentCheckpoints(layout.checkpoints("BBB", SEED))
+    state = jax.tree.map(lambda x: x[0, 0], run.state)
+    for update, sharpe in ((2, 5.0), (4, 1.0), (6, 0.5), (7, 0.1)):
+        checkpoints.save(update, state, old.read_meta(7), sharpe)
+    assert checkpoints.ranking() == [2, 4, 6, 7]
+    checkpoints.close()
+    damage(layout.checkpoints("BBB", SEED) / "2")
+
+    back = restored(layout, to_train=to_train)
+    assert (back.update, back.best_update[0, 0], back.best_sharpe[0, 0]) == (7, 4, 1.0)
     error = " ".join(capsys.readouterr().err.split())
-    assert f"seed_1337/{ranking[0]}: cannot be restored" in error
+    assert "taking the next best checkpoint" in error
+    assert "seed_1337/2: cannot be restored" in error
 
 
 def test_nothing_but_damage_is_an_error(copied):

@@ -433,6 +433,7 @@ def test_metadata_and_manifest_round_trip(exported):
             "hidden": 64,
             "account_hidden": 32,
             "actor_gain": 0.1,
+            "logit_cap": 10.0,
         },
     }
     restored = Scaler.from_dict(policy.metadata["scaler"])

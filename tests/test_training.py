@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from small_runs import (
     with_settings,
 )
 
+import jaxtrader.program as programs
 from agents.learner import HALT_REASONS, HALTED_NON_FINITE, RUNNING, Learner
 from jaxtrader import training
 from jaxtrader.errors import ConfigError, JaxtraderError
@@ -206,45 +208,47 @@ def test_a_seed_alone_equals_the_same_seed_abreast_of_two_others_to_rounding(abr
 # ------------------------------------------------------------------------------- interruptions
 
 
-def go_on(folder):
-    run = restore_run(program(), SEEDS, OutputLayout(folder), to_train=True)
-    at = run.update
-    train(run, TOTAL, QUIET)
-    return run, at
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """One symbol and one seed, never interrupted."""
+    folder = tmp_path_factory.mktemp("single")
+    return SimpleNamespace(run=trained(program("BBB"), (1337,), folder=folder), folder=folder)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4])
-def test_interrupted_and_resumed_equals_uninterrupted(straight, tmp_path, monkeypatch, stop_after):
+def test_interrupted_and_resumed_equals_uninterrupted(single, tmp_path, monkeypatch, stop_after):
     """Before the first checkpoint, between two, and at one."""
     one_update_a_call(monkeypatch)
-    run = start_run(program(), SEEDS, TOTAL, OutputLayout(tmp_path))
+    layout = OutputLayout(tmp_path)
+    run = start_run(program("BBB"), (1337,), TOTAL, layout)
     with pytest.raises(Interrupted, match=f"after update {stop_after} of 7; the state is saved"):
         train(run, TOTAL, QUIET, should_stop=after_calls(stop_after))
     run.close()
 
-    resumed, at = go_on(tmp_path)
-    assert at == stop_after
-    assert_same_run(resumed, straight.run)
-    assert tables(tmp_path) == tables(straight.folder)
+    resumed = restore_run(program("BBB"), (1337,), layout, to_train=True)
+    assert resumed.update == stop_after
+    train(resumed, TOTAL, QUIET)
+    assert_same_run(resumed, single.run)
+    assert tables(tmp_path) == tables(single.folder)
 
 
-def test_twice_interrupted(straight, tmp_path, monkeypatch):
+def test_twice_interrupted(single, tmp_path, monkeypatch):
     one_update_a_call(monkeypatch)
     layout = OutputLayout(tmp_path)
-    run = start_run(program(), SEEDS, TOTAL, layout)
+    run = start_run(program("BBB"), (1337,), TOTAL, layout)
     for _ in range(2):
         with pytest.raises(Interrupted):
             train(run, TOTAL, QUIET, should_stop=after_calls(3))
         run.close()
-        run = restore_run(program(), SEEDS, layout, to_train=True)
+        run = restore_run(program("BBB"), (1337,), layout, to_train=True)
     assert run.update == 6
     train(run, TOTAL, QUIET)
-    assert_same_run(run, straight.run)
-    assert tables(tmp_path) == tables(straight.folder)
+    assert_same_run(run, single.run)
+    assert tables(tmp_path) == tables(single.folder)
 
 
 def test_killed_between_two_agents_checkpoints(straight, tmp_path, monkeypatch):
-    """Tables and some agents are ahead of the last update that all agents have."""
+    """Of two symbols and three seeds; tables and some agents are ahead of the others."""
     from jaxtrader.checkpoints import AgentCheckpoints
 
     class Killed(BaseException):
@@ -267,8 +271,9 @@ def test_killed_between_two_agents_checkpoints(straight, tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:-20])
     monkeypatch.undo()
 
-    resumed, at = go_on(tmp_path)
-    assert at == 2
+    resumed = restore_run(program(), SEEDS, OutputLayout(tmp_path), to_train=True)
+    assert resumed.update == 2
+    train(resumed, TOTAL, QUIET)
     assert_same_run(resumed, straight.run)
     assert tables(tmp_path) == tables(straight.folder)
 
@@ -351,6 +356,16 @@ def test_one_trace_serves_a_whole_run_and_every_hyperparameter(straight, monkeyp
         run = trained(changed, updates=4)  # calls of 1 and of more updates
         assert run.update == 4
     assert traced == []
+
+
+def test_a_resumed_run_is_the_same_program(single, tmp_path):
+    """Restored arrays must not differ from new ones in what the compiler looks at."""
+    shutil.copytree(single.folder, tmp_path / "run")
+    compiled = programs._run_updates._cache_size()
+    run = restore_run(program("BBB"), (1337,), OutputLayout(tmp_path / "run"), to_train=True)
+    train(run, TOTAL + STEPS_PER_UPDATE, QUIET)
+    assert run.update == UPDATES + 1
+    assert programs._run_updates._cache_size() == compiled
 
 
 def test_a_changed_coefficient_changes_the_result(straight):

@@ -1,0 +1,186 @@
+"""The Python API: the README's example as it stands there, and what an import may cost."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from small_runs import CONFIG, SEEDS, market, program, trained
+
+import jaxtrader as jt
+from jaxtrader.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str, *path: Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs code in a fresh Python that finds packages in `path`, then in the checkout."""
+    found = os.pathsep.join(map(str, (*path, ROOT)))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={"PYTHONPATH": found, "JAX_PLATFORMS": "cpu", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# ---------------------------------------------------------------------------------- the README
+
+
+def example() -> str:
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is not in this tree: there is no example to run")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
+    return next(block for block in blocks if block.startswith("import jaxtrader as jt"))
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs_as_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(example(), "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "policy_action_entropy_mean" in printed
+    assert "UTC" in printed or "00:00" in printed  # the equity's timestamps
+    assert isinstance(names["evaluation"].equity, pd.Series)
+    assert isinstance(names["evaluation"].trades, pd.DataFrame)
+    assert names["policy"].parity.passed
+    assert (tmp_path / "policy.pt").is_file()
+    assert jt.load_policy(tmp_path / "policy.pt").metadata["symbol"] == "SYNTH"
+
+
+# -------------------------------------------------------------------------------- small steps
+
+
+@pytest.fixture(scope="module")
+def run():
+    return trained(program(), updates=2)
+
+
+def test_the_names_are_there_and_no_others():
+    for name in jt.__all__:
+        assert getattr(jt, name) is getattr(jt, name)
+    with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):
+        jt.evaluat  # noqa: B018
+    assert set(jt.__all__) <= set(jt._HOMES)
+
+
+def test_markets_follow_their_config():
+    dataset = jt.synthetic_market(("AAA",), CONFIG)
+    assert dataset.fingerprint == jt.synthetic_market(("AAA",), CONFIG).fingerprint
+    assert dataset.symbols == ("AAA",)
+    assert dataset.receptive_field == CONFIG.network.receptive_field
+    assert dataset.n_bars.tolist() == [150 * 7]
+    assert dataset.provenance["kind"] == "synthetic"
+    with pytest.raises(DataError, match="nowhere"):
+        jt.load_market("nowhere")
+
+
+def test_training_and_evaluating():
+    dataset = market("BBB")
+    run = jt.train(dataset, [1337], CONFIG, total_timesteps=200, quiet=True)
+    assert run.update == 2
+    assert run.seeds == (1337,)
+    assert run.updates_table()["update"].tolist() == [1, 2]
+    [evaluation] = jt.evaluate(run, split="validation", episodes=3)
+    assert (evaluation.symbol, evaluation.seed, evaluation.split) == ("BBB", 1337, "validation")
+    assert len(evaluation.episodes) == 3
+    assert evaluation.equity.iloc[0] == 100_000.0
+    assert evaluation.performance.sharpe_ratio == run.best_sharpe[0, 0]
+
+
+def test_evaluations_come_by_symbol_then_seed(run):
+    found = [(e.symbol, e.seed) for e in jt.evaluate(run)]
+    assert found == [(symbol, seed) for symbol in ("AAA", "BBB") for seed in SEEDS]
+    assert all(len(e.episodes) == CONFIG.evaluation.episodes for e in jt.evaluate(run))
+
+
+def test_a_config_that_does_not_fit_the_market_is_refused():
+    with pytest.raises(ConfigError, match="receptive field of 8 bars, and the network's dilations"):
+        jt.train(market("BBB"), config=jt.TrainingConfig(), quiet=True)
+    with pytest.raises(ConfigError, match="give different integers"):
+        jt.train(market("BBB"), seeds=(1, 1), config=CONFIG, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "agents"),
+    [({}, 6), ({"seed": 1337}, 2), ({"symbol": "AAA"}, 3), ({"symbol": "SPY", "seed": 5}, 0)],
+)
+def test_an_ambiguous_export_names_the_agents(run, tmp_path, choice, agents):
+    with pytest.raises(ConfigError, match=f"names {agents} agents of: AAA seed 1337") as caught:
+        jt.export_policy(run, tmp_path / "policy.pt", **choice)
+    assert "BBB seed 7" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_exported_agent_loads_where_there_is_no_jax(run, tmp_path):
+    path = tmp_path / "policy.pt"
+    exported = jt.export_policy(run, path, symbol="BBB", seed=5)
+    assert exported.parity.passed
+    assert exported.manifest.metadata["symbol"] == "BBB"
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("jax", "jaxlib", "flax", "pandas", "yaml")))
+import jaxtrader as jt
+policy = jt.load_policy({str(path)!r})
+print(policy.metadata["symbol"], policy.metadata["receptive_field"])
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["BBB", "8"]
+
+
+# ---------------------------------------------------------------------------------- importing
+
+
+HEAVY = ("jax", "torch", "flax", "orbax", "pandas", "matplotlib", "mlflow", "gymnax")
+
+
+def test_importing_jaxtrader_imports_nothing_heavy(tmp_path):
+    code = f"import jaxtrader, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_training_needs_no_torch(tmp_path):
+    """Only an export does, and says how to get it."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import jaxtrader as jt, experiments.stage5
+assert callable(jt.train) and callable(jt.export_policy)
+try:
+    jt.load_policy("policy.pt")
+except jt.JaxtraderError as error:
+    print(error)
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'jaxtrader[export]'" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["envs", "agents"])
+def test_another_package_of_a_siblings_name_is_an_error_that_names_it(tmp_path, name):
+    other = tmp_path / name
+    other.mkdir()
+    (other / "__init__.py").write_text("")
+    done = python("import jaxtrader", tmp_path, cwd=ROOT.parent)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(f"ImportError: jaxtrader needs its own package {name!r}")
+    assert str(other / "__init__.py") in message
+    assert "rename or move that one" in message
+
+
+def test_a_folder_of_a_siblings_name_without_code_does_no_harm(tmp_path):
+    (tmp_path / "agents").mkdir()  # say, of agents' notes: a namespace package at most
+    done = python("import jaxtrader; print('fine')", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
