@@ -13,6 +13,8 @@ from envs.trading import NUM_ACCOUNT_FEATURES
 
 Params = dict[str, Any]
 
+NORM_EPSILON = 1e-6
+
 ILLEGAL_LOGIT = -1e9  # finite, so that neither entropies nor gradients meet inf - inf
 
 
@@ -37,8 +39,15 @@ def _dense(size: int, name: str, gain: float = 2.0**0.5) -> nn.Dense:
     return nn.Dense(size, name=name, kernel_init=nn.initializers.orthogonal(gain))
 
 
+def root_mean_square_normalized(x: jax.Array) -> jax.Array:
+    """x over the root of its mean square along the last axis (Zhang & Sennrich 2019, eq. 4)."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + NORM_EPSILON)
+
+
 class MarketEncoder(nn.Module):
     """Dilated causal convolutions of width two (van den Oord et al. 2016), without padding.
+
+    The embedding has a root mean square of 1, so that the account half beside it is not drowned.
 
     Written as shifted slices and one matrix product a layer: XLA's convolution inside a scan is
     an order of magnitude slower on CPU. Having no padding makes the sequence form and the window
@@ -62,7 +71,7 @@ class MarketEncoder(nn.Module):
             pair = jnp.concatenate([past, present], axis=-1)
             y = nn.relu(_dense(self.config.channels, f"layer_{layer}")(pair))
             x = y if layer == 0 else y + present
-        return x
+        return root_mean_square_normalized(x)
 
 
 class PolicyHeads(nn.Module):

@@ -35,7 +35,7 @@ SESSIONS = {"AAA": 150, "BBB": 120}  # 7 bars each; BBB ends earlier
 SEEDS = (1337, 5, 7)
 UPDATES = 7
 CONFIG = TrainingConfig(
-    data=DataConfig(synthetic_sessions=150, split_clock="own"),
+    data=DataConfig(synthetic_sessions=SESSIONS["BBB"], split_clock="own"),
     environment=EnvironmentConfig(episode_length=64),
     network=NetworkConfig(channels=8, hidden=16, account_hidden=8, dilations=(1, 2, 4)),
     ppo=PPOConfig(
@@ -116,6 +116,6 @@ def one_update_a_call(monkeypatch) -> None:
 
 def with_settings(program: Program, section: str, **changes) -> Program:
     """`program` under settings that differ in one section."""
-    settings = dataclasses.replace(getattr(CONFIG, section), **changes)
-    config = dataclasses.replace(CONFIG, **{section: settings})
+    settings = dataclasses.replace(getattr(program.config, section), **changes)
+    config = dataclasses.replace(program.config, **{section: settings})
     return build_program(config, program.dataset, program.vectorize)

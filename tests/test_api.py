@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_runs import CONFIG, SEEDS, market, program, trained
+from small_runs import CONFIG, SEEDS, market
 
 import jaxtrader as jt
 from jaxtrader.errors import ConfigError, DataError
@@ -60,7 +60,7 @@ def test_the_readmes_example_runs_as_shown(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def run():
-    return trained(program(), updates=2)
+    return jt.train(market(), SEEDS, CONFIG, total_timesteps=200, quiet=True)
 
 
 def test_the_names_are_there_and_no_others():
@@ -76,29 +76,27 @@ def test_markets_follow_their_config():
     assert dataset.fingerprint == jt.synthetic_market(("AAA",), CONFIG).fingerprint
     assert dataset.symbols == ("AAA",)
     assert dataset.receptive_field == CONFIG.network.receptive_field
-    assert dataset.n_bars.tolist() == [150 * 7]
+    assert dataset.n_bars.tolist() == [CONFIG.data.synthetic_sessions * 7]
     assert dataset.provenance["kind"] == "synthetic"
     with pytest.raises(DataError, match="nowhere"):
         jt.load_market("nowhere")
 
 
-def test_training_and_evaluating():
-    dataset = market("BBB")
-    run = jt.train(dataset, [1337], CONFIG, total_timesteps=200, quiet=True)
-    assert run.update == 2
-    assert run.seeds == (1337,)
-    assert run.updates_table()["update"].tolist() == [1, 2]
-    [evaluation] = jt.evaluate(run, split="validation", episodes=3)
-    assert (evaluation.symbol, evaluation.seed, evaluation.split) == ("BBB", 1337, "validation")
-    assert len(evaluation.episodes) == 3
-    assert evaluation.equity.iloc[0] == 100_000.0
-    assert evaluation.performance.sharpe_ratio == run.best_sharpe[0, 0]
+def test_training(run):
+    assert run.update == 2  # 200 steps are two updates of 128
+    assert run.seeds == SEEDS
+    assert len(run.updates_table()) == 12
+    assert len(run.episodes_table()) >= 12
 
 
 def test_evaluations_come_by_symbol_then_seed(run):
-    found = [(e.symbol, e.seed) for e in jt.evaluate(run)]
+    evaluations = jt.evaluate(run)
+    found = [(e.symbol, e.seed) for e in evaluations]
     assert found == [(symbol, seed) for symbol in ("AAA", "BBB") for seed in SEEDS]
-    assert all(len(e.episodes) == CONFIG.evaluation.episodes for e in jt.evaluate(run))
+    for evaluation in evaluations:
+        assert evaluation.split == "test"
+        assert evaluation.equity.iloc[0] == 100_000.0
+        assert len(evaluation.episodes) == CONFIG.evaluation.episodes
 
 
 def test_a_config_that_does_not_fit_the_market_is_refused():

@@ -64,7 +64,10 @@ def all_windows(market, receptive_field=R):
 
 
 def convolved(params, features, dilations):
-    """Zero-padded causal convolutions in float64, [T, F] to [T, D]; garbage in the first R - 1."""
+    """Zero-padded causal convolutions in float64, [T, F] to [T, D]; garbage in the first R - 1.
+
+    The last step scales each embedding to a root mean square of 1.
+    """
     x = np.asarray(features, np.float64)
     for layer, dilation in enumerate(dilations):
         weights = params["encoder"][f"layer_{layer}"]
@@ -79,7 +82,7 @@ def convolved(params, features, dilations):
                 y[:, o] += np.convolve(x[:, i], taps)[: len(x)]
         y = np.maximum(y, 0.0)
         x = y if layer == 0 else y + x
-    return x
+    return x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-6)
 
 
 @pytest.mark.parametrize("dilations", [(1, 2, 4), (3,), (1, 3), (1, 2, 4, 8, 16)])

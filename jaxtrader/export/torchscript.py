@@ -27,6 +27,7 @@ FORMAT_VERSION = 1  # raised whenever an older `load_policy` could misread the f
 
 _METADATA_FILE = "metadata.json"  # inside the TorchScript archive
 _ILLEGAL_LOGIT = -1e9  # agents.networks.ILLEGAL_LOGIT
+_NORM_EPSILON = 1e-6  # agents.networks.NORM_EPSILON
 _GIVEN_KEYS = frozenset(
     {
         "action_names",
@@ -146,6 +147,7 @@ class PolicyModule(nn.Module):
         self.clip = clip
         self.logit_cap = logit_cap
         self.illegal_logit = _ILLEGAL_LOGIT
+        self.norm_epsilon = _NORM_EPSILON
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64))  # f64[F]
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))  # f64[F]
         self.register_buffer("hold", torch.arange(self.num_actions) == 0)  # bool[7]
@@ -182,7 +184,10 @@ class PolicyModule(nn.Module):
         for layer in self.encoder:
             x = layer(x)
         own = torch.relu(self.account(account.to(torch.float32)))
-        joint = torch.cat([x[:, 0], own], dim=-1)
+        embedding = x[:, 0]
+        mean_square = embedding.square().mean(dim=-1, keepdim=True)
+        embedding = embedding * torch.rsqrt(mean_square + self.norm_epsilon)
+        joint = torch.cat([embedding, own], dim=-1)
         logits = self.actor(torch.relu(self.actor_hidden(joint)))
         logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         value = self.critic(torch.relu(self.critic_hidden(joint)))[:, 0]
