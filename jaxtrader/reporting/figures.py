@@ -33,7 +33,7 @@ def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> 
         share = 100 * (1 - steps["cash"] / steps["equity"]).clip(lower=0)
         invested.step(equity.index[1:], share, where="post", color=line.get_color(), lw=0.8)
     agents.set(ylabel="agents, %")
-    agents.legend(frameon=False, ncols=len(evaluations), loc="upper left")
+    agents.legend(frameon=False, ncols=len(evaluations), loc="lower right")
     invested.set(ylabel="invested, %", ylim=(0, None))
     invested.tick_params(axis="x", rotation=20)
     for axes in (hold, agents, invested):
