@@ -39,21 +39,14 @@ from jaxtrader.errors import ConfigError, JaxtraderError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_starts
 from jaxtrader.files import timestamp, unused, write_whole
 from jaxtrader.gates import gate_table
-from jaxtrader.layout import OutputLayout
+from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
 from jaxtrader.reporting.figures import equity_figure
 from jaxtrader.reporting.markdown import render_markdown
 from jaxtrader.reporting.summary import build_summary, gate_results
+from jaxtrader.runs import TrainingRun, restore_run, start_run, stored_config
 from jaxtrader.runtime import be_deterministic, use_compilation_cache
-from jaxtrader.training import (
-    Interrupted,
-    TrainingRun,
-    cleared_gates,
-    restore_run,
-    start_run,
-    stored_config,
-    train,
-)
+from jaxtrader.training import Interrupted, cleared_gates, train
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 REPORT_VARIABLE = "JAXTRADER_STAGE5_REPORT"  # tells --run-pytest's tests which report is meant

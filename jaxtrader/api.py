@@ -24,7 +24,7 @@ from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observatio
 from jaxtrader.errors import ConfigError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
 from jaxtrader.program import build_program
-from jaxtrader.training import TrainingRun, output_layout, start_run
+from jaxtrader.runs import TrainingRun, output_layout, start_run
 from jaxtrader.training import train as train_run
 
 

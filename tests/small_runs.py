@@ -27,9 +27,10 @@ from jaxtrader.config import (
 )
 from jaxtrader.data import Dataset, dataset_from_bars
 from jaxtrader.data.synthetic import synthetic_bars
-from jaxtrader.layout import OutputLayout
+from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
-from jaxtrader.training import TrainingRun, start_run, train
+from jaxtrader.runs import TrainingRun, start_run
+from jaxtrader.training import train
 
 SESSIONS = {"AAA": 150, "BBB": 120}  # 7 bars each; BBB ends earlier
 SEEDS = (1337, 5, 7)

@@ -33,9 +33,10 @@ from jaxtrader.checkpoints import (
 from jaxtrader.config import CheckpointConfig, TrainingConfig
 from jaxtrader.errors import CheckpointError
 from jaxtrader.evaluation.evaluate import validation_sharpe
-from jaxtrader.layout import OutputLayout
+from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import build_program
-from jaxtrader.training import Interrupted, restore_run, start_run, stored_config, train
+from jaxtrader.runs import restore_run, start_run, stored_config
+from jaxtrader.training import Interrupted, train
 
 SEED = 1337
 NAN, INF = math.nan, math.inf

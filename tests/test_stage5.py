@@ -26,7 +26,7 @@ from jaxtrader import api
 from jaxtrader.config import TrainingConfig
 from jaxtrader.deployment import ExportedPolicy
 from jaxtrader.gates import STAGE5_GATES, GateResult
-from jaxtrader.layout import OutputLayout
+from jaxtrader.outputs import OutputLayout
 from jaxtrader.reporting import summary as summaries
 
 ROOT = Path(__file__).resolve().parents[1]

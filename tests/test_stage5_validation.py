@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxtrader.layout import OutputLayout
+from jaxtrader.outputs import OutputLayout
 from jaxtrader.reporting.summary import schema
 
 LN_7 = math.log(7)

@@ -31,15 +31,10 @@ import jaxtrader.program as programs
 from agents.learner import HALT_REASONS, HALTED_NON_FINITE, RUNNING, Learner
 from jaxtrader import training
 from jaxtrader.errors import ConfigError, JaxtraderError
-from jaxtrader.layout import OutputLayout
+from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import build_program, ppo_shape, updates_for
-from jaxtrader.training import (
-    Interrupted,
-    cleared_gates,
-    restore_run,
-    start_run,
-    train,
-)
+from jaxtrader.runs import restore_run, start_run
+from jaxtrader.training import Interrupted, cleared_gates, train
 
 TOTAL = UPDATES * STEPS_PER_UPDATE
 

@@ -19,8 +19,8 @@ from jaxtrader.evaluation.evaluate import Evaluation
 from jaxtrader.gates import GateResult, alerts, check_gates
 from jaxtrader.program import Program
 from jaxtrader.provenance import git_commit, machine, versions
+from jaxtrader.runs import TrainingRun, agent_name
 from jaxtrader.telemetry import episode_means
-from jaxtrader.training import TrainingRun, agent_name
 
 SCHEMA_VERSION = 1
 

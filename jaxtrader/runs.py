@@ -1,0 +1,289 @@
+"""A training run: its agents, its record, and how it begins or is taken up again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from agents.learner import HALT_REASONS, RUNNING, TrainState
+from jaxtrader.checkpoints import AgentCheckpoints, DamagedCheckpointError
+from jaxtrader.config import TrainingConfig
+from jaxtrader.errors import CheckpointError
+from jaxtrader.files import move_aside
+from jaxtrader.journal import Journal
+from jaxtrader.outputs import OutputLayout
+from jaxtrader.program import (
+    Program,
+    agent_keys,
+    hyperparameters,
+    updates_for,
+)
+
+
+@dataclass(eq=False)
+class TrainingRun:
+    """Agents [S, K] and the record of their training."""
+
+    program: Program
+    seeds: tuple[int, ...]
+    state: TrainState
+    update: int
+    journal: Journal
+    checkpoints: dict[tuple[int, int], AgentCheckpoints]  # (symbol, seed) places; empty: in memory
+    best_update: np.ndarray  # int[S, K]
+    best_sharpe: np.ndarray  # float[S, K], on the validation split; -inf before the first
+    best_params: Any  # network parameters [S, K, ...] on the host
+    compile_seconds: float = 0.0  # first call less one later call of the same length
+    train_seconds: float = 0.0  # time in the compiled program after the first call
+    timed_steps: int = 0  # environment steps of all agents in that time
+
+    @property
+    def agents(self) -> Iterator[tuple[int, int, str, int]]:
+        """(symbol place, seed place, symbol, seed) of every agent."""
+        for s, symbol in enumerate(self.program.dataset.symbols):
+            for k, seed in enumerate(self.seeds):
+                yield s, k, symbol, seed
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of each seed so far."""
+        return self.update * self.program.learner.shape.steps_per_update
+
+    @property
+    def steps_per_second(self) -> float:
+        """Environment steps of all agents a second, without compilation; NaN in the first call."""
+        return self.timed_steps / self.train_seconds if self.train_seconds else math.nan
+
+    def halted(self) -> dict[str, str]:
+        """Reason by agent, for those that were stopped."""
+        halt, at = jax.device_get((self.state.halt, self.state.halted_at))
+        return {
+            agent_name(self.program, symbol, seed): (
+                f"halted at update {at[s, k]}: {HALT_REASONS[int(halt[s, k])]}"
+            )
+            for s, k, symbol, seed in self.agents
+            if halt[s, k] != RUNNING
+        }
+
+    def updates_table(self) -> pd.DataFrame:
+        """One row per agent and update."""
+        return pd.concat([t.table for t in self.journal.updates.values()], ignore_index=True)
+
+    def episodes_table(self) -> pd.DataFrame:
+        """One row per training episode of every agent."""
+        return pd.concat([t.table for t in self.journal.episodes.values()], ignore_index=True)
+
+    def close(self) -> None:
+        """Lets go of the checkpoint folders."""
+        for checkpoints in self.checkpoints.values():
+            checkpoints.close()
+
+
+def agent_name(program: Program, symbol: str, seed: int) -> str:
+    """How a person tells agents apart."""
+    return f"seed {seed}" if len(program.dataset.symbols) == 1 else f"{symbol} seed {seed}"
+
+
+def start_run(
+    program: Program, seeds: tuple[int, ...], total_timesteps: int, layout: OutputLayout | None
+) -> TrainingRun:
+    """New agents. What an earlier run left in the same place is moved aside."""
+    symbols = program.dataset.symbols
+    keys = agent_keys(symbols, seeds)
+    if layout is not None:
+        for seed in seeds:
+            move_aside(layout.logs(seed))
+            for symbol in symbols:
+                move_aside(layout.checkpoints(symbol, seed))
+                for file in layout.policy_files(symbol, seed):
+                    move_aside(file)
+    hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
+    state = program.initialize(keys, program.params["train"], hyper)
+    return _run(program, seeds, state, 0, layout)
+
+
+def restore_run(
+    program: Program, seeds: tuple[int, ...], layout: OutputLayout, *, to_train: bool
+) -> TrainingRun:
+    """The agents at the latest update of which every one has a readable checkpoint.
+
+    Args:
+      to_train: whether training goes on from there: later checkpoints and rows of the tables,
+        which only some agents have, are then dropped. Otherwise nothing on disk is touched.
+
+    Raises:
+      CheckpointError: no such update, or checkpoints of other settings or data.
+    """
+    symbols = program.dataset.symbols
+    for symbol in symbols:
+        for seed in seeds:
+            _require_checkpoints(layout, symbol, seed)
+    shape = jax.eval_shape(
+        program.initialize,
+        agent_keys(symbols, seeds),
+        program.params["train"],
+        hyperparameters(program.config, 1),
+    )
+    run = _run(program, seeds, shape, 0, layout)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shape)
+    common = set.intersection(*(set(c.updates()) for c in run.checkpoints.values()))
+    if not common:
+        folders = ", ".join(str(c.folder) for c in run.checkpoints.values())
+        raise CheckpointError(
+            f"no update has a checkpoint of every agent in {folders}; train first (without "
+            "--resume or --skip-training)"
+        )
+    expected = run_identity(program)
+    problems = []
+    for update in sorted(common, reverse=True):
+        try:
+            restored = {
+                place: checkpoints.restore(update, like, expected)
+                for place, checkpoints in run.checkpoints.items()
+            }
+        except DamagedCheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            _warn(f"falling back to update {update}: {problem}")
+        rows = [[restored[s, k].state for k in range(len(seeds))] for s in range(len(symbols))]
+        run.state = _stack([_stack(row) for row in rows])
+        run.update = update
+        run.journal.load(update)
+        if to_train:
+            for checkpoints in run.checkpoints.values():
+                checkpoints.forget_after(update)
+            run.journal.rewrite()
+        _recall_best(run, like)
+        return run
+    raise CheckpointError(
+        f"no checkpoint can be restored; train anew (without --resume): {'; '.join(problems)}"
+    )
+
+
+def stored_config(layout: OutputLayout, symbol: str, seed: int) -> TrainingConfig:
+    """The settings with which an agent's best checkpoint was trained.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    folder = _require_checkpoints(layout, symbol, seed)
+    checkpoints = AgentCheckpoints(folder)
+    try:
+        best = checkpoints.ranking()[0]
+        meta = checkpoints.read_meta(best)
+    finally:
+        checkpoints.close()
+    return TrainingConfig.from_dict(meta["config"], f"{folder}/{best}")
+
+
+def _require_checkpoints(layout: OutputLayout, symbol: str, seed: int) -> Path:
+    folder = layout.checkpoints(symbol, seed)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no checkpoints of {symbol} seed {seed}; train first (without --resume or "
+            "--skip-training), or name the --output-dir of the run that did"
+        )
+    return folder
+
+
+def _warn(message: str) -> None:
+    Console(stderr=True).print(message, markup=False, soft_wrap=True)
+
+
+def _stack(states: list[Any]) -> Any:
+    """Stacks leaf by leaf, through the host.
+
+    Restored arrays are committed to a device and new ones are not: mixed up, they would have the
+    same program compiled twice.
+    """
+
+    def stack(*leaves: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+            data = stack(*map(jax.random.key_data, leaves))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
+        return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
+
+    return jax.tree.map(stack, *states)
+
+
+def _run(
+    program: Program,
+    seeds: tuple[int, ...],
+    state: TrainState,
+    update: int,
+    layout: OutputLayout | None,
+) -> TrainingRun:
+    symbols = program.dataset.symbols
+    shape = (len(symbols), len(seeds))
+    checkpoints, paths = {}, None
+    if layout is not None:
+        keep = program.config.checkpoints.keep_best
+        checkpoints = {
+            (s, k): AgentCheckpoints(layout.checkpoints(symbol, seed), keep)
+            for s, symbol in enumerate(symbols)
+            for k, seed in enumerate(seeds)
+        }
+        paths = {seed: (layout.updates(seed), layout.telemetry(seed)) for seed in seeds}
+    return TrainingRun(
+        program=program,
+        seeds=seeds,
+        state=state,
+        update=update,
+        journal=Journal(seeds, paths),
+        checkpoints=checkpoints,
+        best_update=np.full(shape, -1),
+        best_sharpe=np.full(shape, -math.inf),
+        best_params=None,
+    )
+
+
+def run_identity(program: Program) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it."""
+    config = program.config.to_dict()
+    return {
+        "data_fingerprint": program.dataset.fingerprint,
+        "feature_names": list(program.dataset.feature_names),
+        **{
+            section: jsonable(config[section])
+            for section in ("environment", "reward", "network", "guard")
+        },
+        "ppo": jsonable({k: v for k, v in config["ppo"].items() if k != "total_timesteps"}),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON gives it back: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    return [jsonable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _recall_best(run: TrainingRun, like: TrainState) -> None:
+    rows: list[list[Any]] = [[None] * len(run.seeds) for _ in run.program.dataset.symbols]
+    for (s, k), checkpoints in run.checkpoints.items():
+        for best in checkpoints.ranking(run.update):  # run.update itself is known to be whole
+            try:
+                rows[s][k] = checkpoints.restore(best, like).state.params
+            except DamagedCheckpointError as error:
+                _warn(f"taking the next best checkpoint: {error}")
+                continue
+            run.best_update[s, k] = best
+            sharpe = checkpoints.validation_sharpe(best)
+            run.best_sharpe[s, k] = sharpe if math.isfinite(sharpe) else -math.inf
+            break
+    run.best_params = jax.device_get(_stack([_stack(row) for row in rows]))
+
+
+def output_layout(output_dir: str | Path | None) -> OutputLayout | None:
+    """Paths under `output_dir`; None keeps everything in memory."""
+    return None if output_dir is None else OutputLayout(Path(output_dir))
