@@ -549,8 +549,9 @@ def test_a_halted_agent_is_reported(study, tmp_path, known_parity, monkeypatch):
     ],
 )  # fmt: skip
 def test_bad_input_is_status_2_and_named_before_anything_is_written(
-    study, data_dir, tmp_path, arguments, expected
+    study, data_dir, tmp_path, monkeypatch, arguments, expected
 ):
+    monkeypatch.chdir(tmp_path)  # where no data/ lies
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("ppo: {learning_rte: 1}\n")
     named = {"DATA": str(data_dir), "WRONG": str(wrong)}
@@ -565,6 +566,29 @@ def test_bad_input_is_status_2_and_named_before_anything_is_written(
     for text in expected:
         assert text in message
     assert not folder.exists()
+
+
+def test_bars_in_the_folder_at_hand_are_found(data_dir, tmp_path, monkeypatch):
+    """With --symbols and without --data-dir; without either, the market is synthetic."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(data_dir)
+    found = stage5.parse_arguments(["--symbols", "AAA"])
+    assert (found.data_dir, found.symbols) == (Path("data"), ("AAA",))
+    found = stage5.parse_arguments([])
+    assert (found.data_dir, found.symbols) == (None, ("SYNTH",))
+    found = stage5.parse_arguments(["--data-dir", str(data_dir)])
+    assert found.symbols == ("SPY",)
+
+
+def test_the_command_line_is_over_the_file_is_over_the_defaults(tmp_path):
+    path = settings(tmp_path, learning_rate=0.01, num_epochs=3)
+    found = stage5.parse_arguments(
+        ["--config", str(path), "--ppo.learning-rate", "0.02", "--n-envs", "4"]
+    ).settings
+    assert (found.ppo.learning_rate, found.ppo.num_envs, found.ppo.num_epochs) == (0.02, 4, 3)
+    assert found.ppo.clip_ratio == 0.2
+    again = stage5.parse_arguments([f"--config={path}"]).settings
+    assert again.ppo.learning_rate == 0.01
 
 
 def test_an_unknown_option_is_status_2_and_names_the_nearest(capsys):

@@ -55,24 +55,46 @@ def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> No
     assert {name.split("/")[0] for name in shipped} == set(PACKAGES)
 
 
-def test_wheel_imports_from_itself_and_finds_its_config(wheel: Path, tmp_path: Path) -> None:
-    target, outside = tmp_path / "target", tmp_path / "outside"
-    outside.mkdir()
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's content where nothing else is."""
+    target = tmp_path_factory.mktemp("target")
     pip("install", "--no-deps", "--no-index", "--target", target, wheel)
+    return target
 
-    # -B and the bare environment: only `target` may provide the packages. Site packages stay, for
-    # the dependencies; an editable install found there comes after PYTHONPATH.
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", PROBE],
-        cwd=outside,
-        env={"PYTHONPATH": str(target), "JAX_PLATFORMS": "cpu"},
+
+def run_outside(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Python in `folder` with the installed wheel first on its path.
+
+    -B and the bare environment: only the wheel may provide the packages. Site packages stay, for
+    the dependencies; an editable install found there comes after PYTHONPATH.
+    """
+    return subprocess.run(
+        [sys.executable, "-B", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu", "HOME": str(Path.home())},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_wheel_imports_from_itself_and_finds_its_config(installed: Path, tmp_path: Path) -> None:
+    done = run_outside(installed, tmp_path, "-c", PROBE)
     assert done.returncode == 0, done.stderr
 
     found = {name: Path(path).resolve() for name, path in json.loads(done.stdout).items()}
     for name, path in found.items():
-        assert path.is_relative_to(target.resolve()), f"{name} comes from {path}"
+        assert path.is_relative_to(installed.resolve()), f"{name} comes from {path}"
     assert found["config"].is_file()
+
+
+def test_wheel_runs_stage5_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    small = ("--total-timesteps", "512", "--n-envs", "1", "--evaluation-episodes", "2")
+    done = run_outside(
+        installed, tmp_path, "-m", "experiments.stage5", "--seeds", "1", *small,
+        "--network.channels", "8", "--data.synthetic-sessions", "400",
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr  # a failing gate is a result
+    (report,) = tmp_path.glob("reports/stage5_validation/*/summary.json")
+    assert json.loads(report.read_text())["agents"][0]["policy"]["parity"]["passed"]
