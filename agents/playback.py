@@ -6,7 +6,6 @@ from flax import struct
 
 from agents.networks import ActorCritic, Params, entropy, greedy
 from envs.episode import EpisodeStatistics
-from envs.reward import RewardComponents
 from envs.trading import TradingEnv, TradingParams
 
 
@@ -20,7 +19,6 @@ class Steps:
     executed: jax.Array  # i32[T, E]
     reason: jax.Array  # i32[T, E]
     reward: jax.Array  # f32[T, E]
-    components: RewardComponents  # f32[T, E] each
     entropy: jax.Array  # f32[T, E] nats, of the policy's distribution
     value: jax.Array  # f32[T, E] the critic's
     fill_shares: jax.Array  # f32[T, E] bought or (negative) sold, per unit of initial equity
@@ -81,7 +79,6 @@ def play(
             executed=outcome.executed,
             reason=outcome.reason,
             reward=outcome.reward,
-            components=outcome.components,
             entropy=nats,
             value=value,
             fill_shares=outcome.fill.shares,

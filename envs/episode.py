@@ -33,11 +33,6 @@ class EpisodeStatistics:
     magnitudes: RewardComponents  # sums of their absolute values
     final_equity: jax.Array  # f32[]
 
-    @property
-    def closed_trades(self) -> jax.Array:
-        """Trades closed by a decision, i32[]; those that the episode's end closed are apart."""
-        return self.voluntary_exits + self.forced_exits
-
 
 def no_statistics() -> EpisodeStatistics:
     """Zeros of the right types."""

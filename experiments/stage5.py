@@ -35,7 +35,7 @@ from jaxtrader.deployment import (
     require_torch,
     sample_observations,
 )
-from jaxtrader.errors import ConfigError, JaxtraderError
+from jaxtrader.errors import ConfigError, ExportError, JaxtraderError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_starts
 from jaxtrader.files import timestamp, unused, write_whole
 from jaxtrader.gates import gate_table
@@ -45,7 +45,7 @@ from jaxtrader.reporting.figures import equity_figure
 from jaxtrader.reporting.markdown import render_markdown
 from jaxtrader.reporting.summary import build_summary, gate_results
 from jaxtrader.runs import TrainingRun, restore_run, start_run, stored_config
-from jaxtrader.runtime import be_deterministic, use_compilation_cache
+from jaxtrader.runtime import be_deterministic, use_compilation_cache, use_full_precision
 from jaxtrader.training import Interrupted, cleared_gates, train
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
@@ -69,7 +69,7 @@ class Arguments:
     """Environment steps of each seed (rounded up to whole updates). Default: the config's."""
     extend_to: int | None = None
     """Go on to this many steps if, at 80 % of the first run, every seed's training episodes had
-    cleared the entropy and voluntary-trade gates."""
+    cleared the entropy and voluntary-trade gates. Schedules then run to the new length."""
     n_envs: int | None = None
     """Environments per seed. Default: the config's."""
     evaluation_episodes: int | None = None
@@ -146,6 +146,15 @@ def _check(arguments: Arguments) -> None:
             raise ConfigError(f"--{name} {' '.join(map(str, values))}: names one twice")
     if not arguments.seeds or not all(0 <= seed < 2**32 for seed in arguments.seeds):
         raise ConfigError(f"--seeds {arguments.seeds}: give integers from 0 to 2^32 - 1")
+    stored = load_config(arguments.config)
+    for section in dataclasses.fields(TrainingConfig):
+        asked = getattr(arguments.settings, section.name)
+        differs = section.name != "evaluation" and asked != getattr(stored, section.name)
+        if arguments.skip_training and differs:
+            raise ConfigError(
+                f"--{section.name}.*: --skip-training evaluates with the settings stored in the "
+                "checkpoints; leave the option out, or train with it"
+            )
     if arguments.skip_training and (arguments.resume or arguments.extend_to):
         raise ConfigError("--skip-training evaluates only: leave out --resume and --extend-to")
     steps = arguments.total_timesteps or arguments.settings.ppo.total_timesteps
@@ -205,13 +214,16 @@ def train_agents(
 
 def export_agents(
     run: TrainingRun, evaluations: list[list[Evaluation]], split: str, layout: OutputLayout
-) -> list[list[ExportedPolicy]]:
-    """One TorchScript policy per agent, each replayed without JAX."""
+) -> list[list[ExportedPolicy | ExportError]]:
+    """One TorchScript policy per agent, each replayed without JAX; or why there is none.
+
+    What was trained and evaluated is worth a report even where a policy cannot be written.
+    """
     observations = sample_observations(run.program, run.best_params, split)
-    exports: list[list[ExportedPolicy]] = [[] for _ in run.program.dataset.symbols]
+    exports: list[list[ExportedPolicy | ExportError]] = [[] for _ in run.program.dataset.symbols]
     for s, k, symbol, seed in run.agents:
-        exports[s].append(
-            export_agent(
+        try:
+            export = export_agent(
                 run.program,
                 run.best_params,
                 observations,
@@ -221,7 +233,9 @@ def export_agents(
                 split=split,
                 metrics=evaluations[s][k].performance.to_dict(),
             )
-        )
+        except ExportError as error:
+            export = error
+        exports[s].append(export)
     return exports
 
 
@@ -320,11 +334,10 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
         console.print(gate_table({f"{symbol} seed {a['seed']}": gate_results(a) for a in agents}))
     for agent in summary["agents"]:
         result, hold = agent["evaluation"], agent["evaluation"]["buy_and_hold"]
-        parity = agent["policy"]["parity"]
         console.print(
             f"{agent['symbol']} seed {agent['seed']}: {result['split']} {_outcome(result)}, "
-            f"{result['trades']} trades; buy and hold {_outcome(hold)}; policy parity "
-            f"{'pass' if parity['passed'] else 'FAIL'} ({parity['largest_logit_difference']:.1e})",
+            f"{result['trades']} trades; buy and hold {_outcome(hold)}; policy "
+            f"{_parity(agent['policy'])}",
             soft_wrap=True,
         )
         for warning in agent["warnings"]:
@@ -335,6 +348,13 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
 def _outcome(result: dict) -> str:
     sharpe = result["performance"]["sharpe_ratio"]
     return f"{result['total_return']:+.2%}, Sharpe {'—' if sharpe is None else f'{sharpe:.2f}'}"
+
+
+def _parity(policy: dict | None) -> str:
+    if policy is None:
+        return "not exported"
+    verdict = "pass" if policy["parity"]["passed"] else "FAIL"
+    return f"parity {verdict} ({policy['parity']['largest_logit_difference']:.1e})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -348,6 +368,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         if not arguments.nondeterministic:
             be_deterministic()
+        use_full_precision()
         return 0 if run_stage5(arguments, argv, console) else 1
     except Interrupted as message:
         errors.print(str(message), markup=False, soft_wrap=True)

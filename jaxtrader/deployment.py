@@ -107,7 +107,9 @@ def sample_observations(program: Program, params: Any, split: str, seed: int = 0
     num_envs = -(-PARITY_OBSERVATIONS // episode_length)
     symbols, seeds = jax.tree.leaves(params)[0].shape[:2]
     keys = jax.random.split(jax.random.key(seed), (symbols, seeds))
-    observations = _observe(
+    # The answers that the exported policy is held to are those of full float32.
+    with jax.default_matmul_precision("highest"):
+        observations = _observe(
         program.learner, program.vectorize, params, program.params[split], keys, num_envs,
         episode_length,
     )  # fmt: skip

@@ -160,6 +160,7 @@ def restore_run(
         run.update = update
         run.journal.load(update)
         if to_train:
+            _check_journal(run, layout)
             for checkpoints in run.checkpoints.values():
                 checkpoints.forget_after(update)
             run.journal.rewrite()
@@ -184,6 +185,21 @@ def stored_config(layout: OutputLayout, symbol: str, seed: int) -> TrainingConfi
     finally:
         checkpoints.close()
     return TrainingConfig.from_dict(meta["config"], f"{folder}/{best}")
+
+
+def _check_journal(run: TrainingRun, layout: OutputLayout) -> None:
+    """A seed's tables hold all symbols of one run: those of another must not be taken for its own.
+
+    Raises:
+      CheckpointError: a later run with other symbols has put its tables in the same place.
+    """
+    for seed, table in run.journal.updates.items():
+        if len(table.table) and set(table.table["symbol"]) != set(run.program.dataset.symbols):
+            raise CheckpointError(
+                f"{layout.updates(seed)}: is the record of "
+                f"{', '.join(sorted(set(table.table['symbol'])))} and not of the run to resume; a "
+                "later run moved that one's tables aside: put them back, or train anew"
+            )
 
 
 def _require_checkpoints(layout: OutputLayout, symbol: str, seed: int) -> Path:

@@ -20,12 +20,16 @@ def use_compilation_cache() -> Path:
     return folder
 
 
-def be_deterministic() -> None:
-    """The same seed gives the same bits on an accelerator too; call before JAX touches a device.
-
-    Full float32 matrix products everywhere, and on a GPU deterministic reductions.
-    """
+def use_full_precision() -> None:
+    """Full float32 matrix products: an accelerator's default (TF32) would break export parity."""
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def be_deterministic() -> None:
+    """Deterministic reductions on a GPU: the same seed gives the same bits there too.
+
+    Call before JAX touches a device.
+    """
     flag = "--xla_gpu_deterministic_ops=true"
     if flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

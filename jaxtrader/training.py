@@ -62,7 +62,7 @@ def train(
     steps_per_update = program.learner.shape.steps_per_update * len(list(run.agents))
     every = program.config.checkpoints.every
     compiles = run.compile_seconds == 0.0
-    seconds_per_update, latest_sharpe = math.inf, None
+    seconds_per_update, latest_sharpe, stop = math.inf, None, False
 
     with (
         _deferred_interrupt() as interrupted,
@@ -98,7 +98,7 @@ def train(
                 break
     if compiles and run.train_seconds:
         run.compile_seconds -= run.train_seconds / run.timed_steps * steps_per_update
-    if run.update < total:
+    if stop:
         where = "" if run.checkpoints else " (in memory only: no output folder was given)"
         raise Interrupted(
             f"stopped after update {run.update} of {total}; the state is saved{where}. "
@@ -152,8 +152,12 @@ def _validate(run: TrainingRun) -> np.ndarray:
     """Validates the current parameters and remembers those that are the best so far."""
     params = run.state.params
     sharpe = validation_sharpe(run.program, params)
+    # The parameters of a halted agent stay what they were when they were validated before.
+    halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
+    stale = (halt != RUNNING) & (halted_at <= run.update - run.program.config.checkpoints.every)
+    sharpe = np.where(stale, np.nan, sharpe)
     score = np.where(np.isfinite(sharpe), sharpe, -math.inf)
-    better = score >= run.best_sharpe
+    better = (score >= run.best_sharpe) & ~stale
     host = jax.device_get(params)
     if run.best_params is None:
         run.best_params, better = host, np.ones_like(better)

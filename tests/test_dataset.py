@@ -24,6 +24,7 @@ from jaxtrader.data import (
     synthetic_bars,
     synthetic_dataset,
 )
+from jaxtrader.data.markets import split_market
 from jaxtrader.errors import ConfigError, DataError
 
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
@@ -182,27 +183,29 @@ def test_the_fingerprint_follows_the_content():
     assert len({data.fingerprint for data in [base, *others]}) == 1 + len(others)
 
 
-def test_the_market_holds_scaled_features_and_keeps_nan():
+def test_a_split_as_a_market_holds_its_bars_and_its_history_scaled():
     data = dataset_from_bars(two_stocks())
-    market = data.to_market()
-    assert market.features.shape == (2, 2100, 23)
-    for name in ("open", "close"):
-        values = np.asarray(getattr(market, name))
-        assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, getattr(data, name).astype(np.float32))
-    np.testing.assert_array_equal(np.asarray(market.tradable), data.tradable)
-    np.testing.assert_array_equal(np.asarray(market.session), data.session)
-    features = np.asarray(market.features)
-    np.testing.assert_array_equal(np.isnan(features), np.isnan(data.raw_features))
-    last = data.splits["train"][1]
-    trained = np.concatenate([features[s, 33 : last[s] + 1] for s in range(2)])
-    assert np.abs(trained).max() <= 5
-    np.testing.assert_allclose(trained.mean(axis=0), 0, atol=0.05)
-    kept = np.abs(trained) < 5
-    rows = np.concatenate([data.raw_features[s, 33 : last[s] + 1] for s in range(2)])
-    restored = trained * data.scaler.scale + data.scaler.mean
-    np.testing.assert_allclose(restored[kept], rows[kept], rtol=1e-5, atol=1e-6)
-    assert 0.99 < kept.mean() < 1
+    history = data.receptive_field - 1
+    for split in ("train", "validation", "test"):
+        market, first, last = split_market(data, split)
+        for s in range(2):
+            begin, end = (int(bars[s]) for bars in data.splits[split])
+            rows = slice(begin - history, end + 1)
+            assert (first[s], last[s]) == (history, end - begin + history)
+            own = slice(0, last[s] + 1)
+            for name in ("open", "close"):
+                values = np.asarray(getattr(market, name))[s, own]
+                assert values.dtype == np.float32
+                np.testing.assert_array_equal(values, getattr(data, name)[s, rows].astype("f4"))
+            np.testing.assert_array_equal(market.session[s, own], data.session[s, rows])
+            features = np.asarray(market.features)
+            assert np.isfinite(features).all()
+            assert not np.asarray(market.tradable)[s, last[s] + 1 :].any()
+            kept = np.abs(features[s, own]) < 5
+            restored = features[s, own] * data.scaler.scale + data.scaler.mean
+            raw = data.raw_features[s, rows]
+            np.testing.assert_allclose(restored[kept], raw[kept], rtol=1e-5, atol=1e-6)
+            assert kept.mean() > 0.99
 
 
 def test_synthetic_data_says_that_it_is():

@@ -164,46 +164,32 @@ def test_agents_of_different_seeds_and_symbols_differ(straight):
     assert len({row.tobytes() for row in flat}) == 6
 
 
-@pytest.fixture(scope="module")
-def abreast():
-    """The shorter symbol's three seeds, and one of them alone, trained with `vmap`."""
+@pytest.mark.slow
+def test_abreast_equals_one_after_the_other_to_rounding(straight):
+    """`vmap` multiplies matrices in other pieces.
+
+    Parameters of order 1 have moved by some 5e-3 in 28 steps of Adam. Measured differences are
+    6e-8 to a few 1e-6: Adam divides gradients by their own size, which makes the rounding of the
+    smallest ones count. A seed alone and among three, both with `vmap`, are as far apart.
+    """
     vectorized = build_program(CONFIG, shorter(), vectorize=True)
     # To the checker of jax 0.10.2 a transposed key is a used one, and `vmap` transposes the keys
     # that a scan walks over. One agent's program, the same one, is checked everywhere else.
     with jax.debug_key_reuse(False):
-        return trained(vectorized), trained(vectorized, (1337,))
-
-
-def assert_close(run, other):
-    """Parameters of order 1 that have moved by some 5e-3 in 28 steps of Adam.
-
-    Measured differences are 6e-8 to a few 1e-6: Adam divides gradients by their own size, which
-    makes the rounding of the smallest ones count.
-    """
-    chex.assert_trees_all_close(run.params, other.params, rtol=0, atol=2e-5)
-    chex.assert_trees_all_equal(run.key, other.key)
-    for name in ("policy_counts", "executed_counts"):
-        one, two = (getattr(r.walkers.state.statistics, name) for r in (run, other))
-        np.testing.assert_array_equal(one, two)
-
-
-@pytest.mark.slow
-def test_abreast_equals_one_after_the_other_to_rounding(straight, abreast):
-    """`vmap` multiplies matrices in other pieces."""
-    among, _ = abreast
-    assert_close(agent(among, 0, slice(None)), agent(straight.run, 1, slice(None)))
-    one, other = (
-        run.updates_table().query("symbol == 'BBB'").sort_values(["seed", "update"])
-        for run in (among, straight.run)
+        run = trained(vectorized)
+    own, other = agent(run, 0, slice(None)), agent(straight.run, 1, slice(None))
+    chex.assert_trees_all_close(own.params, other.params, rtol=0, atol=2e-5)
+    chex.assert_trees_all_equal(own.key, other.key)
+    chex.assert_trees_all_equal(
+        own.walkers.state.statistics.executed_counts,
+        other.walkers.state.statistics.executed_counts,
+    )
+    one, two = (
+        each.updates_table().query("symbol == 'BBB'").sort_values(["seed", "update"])
+        for each in (run, straight.run)
     )
     for column in ("policy_loss", "value_loss", "entropy", "grad_norm", "reward_mean"):
-        np.testing.assert_allclose(one[column], other[column], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_seed_alone_equals_the_same_seed_abreast_of_two_others_to_rounding(abreast):
-    among, alone = abreast
-    assert_close(agent(alone, 0, 0), agent(among, 0, SEEDS.index(1337)))
+        np.testing.assert_allclose(one[column], two[column], rtol=1e-3, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------- interruptions

@@ -7,14 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxtrader.data.scaler import Scaler
-
-if TYPE_CHECKING:
-    from envs.market import Market
 
 _ARRAYS = (
     "timestamps", "n_bars", "open", "high", "low", "close", "volume",
@@ -76,21 +73,6 @@ class Dataset:
             },
             "receptive_field": self.receptive_field,
         }
-
-    def to_market(self) -> Market:
-        """The market on the device: prices in float32, features scaled, NaN rows left NaN."""
-        import jax.numpy as jnp
-
-        from envs.market import Market
-
-        features = np.stack([self.scaler.transform(rows) for rows in self.raw_features])
-        return Market(
-            open=jnp.asarray(self.open, jnp.float32),
-            close=jnp.asarray(self.close, jnp.float32),
-            tradable=jnp.asarray(self.tradable),
-            session=jnp.asarray(self.session),
-            features=jnp.asarray(features),
-        )
 
     def describe(self) -> list[str]:
         """Lines for the start banner: REAL or SYNTHETIC, and each symbol's span and splits."""

@@ -79,8 +79,8 @@ def validation_sharpe(program: Program, params: Any, split: str = "validation") 
     sharpe = np.full((symbols, seeds), np.nan)
     for s in range(symbols):
         for k in range(seeds):
-            curve = np.concatenate([[1.0], equity[s, k, valid[s, k, :, 0], 0]])
-            bars = offset[s] + starts[s, 0] + np.arange(len(curve))
+            bars = offset[s] + np.arange(starts[s, 0], stops[s, 0] + 1)
+            curve = _over_the_split(equity[s, k, valid[s, k, :, 0], 0], len(bars))
             returns = daily_returns(curve, program.dataset.session[s, bars])
             sharpe[s, k] = sharpe_ratio(returns, program.dataset.periods_per_year[s])
     return sharpe
@@ -166,9 +166,8 @@ def _evaluation(
     fill_delay = 1 if program.config.environment.fill == "next_open" else 0
     steps = _step_table(full.steps, cash, timestamps, offset, fill_delay)
     trades = _trade_table(steps)
-    bars = offset + first_bar + np.arange(len(steps) + 1)
-    equity = np.concatenate([[1.0], steps["equity"].to_numpy() / cash])
     split_bars = slice(offset + first_bar, offset + last_bar + 1)
+    equity = _over_the_split(steps["equity"].to_numpy() / cash, last_bar - first_bar + 1)
     execution = jax.tree.map(lambda x: float(x[s]), program.params[split].execution)
     multiplier = execution.cost_multiplier
     benchmark = buy_and_hold_equity(
@@ -178,10 +177,8 @@ def _evaluation(
         execution.slippage * multiplier,
         dataset.tradable[s, split_bars],
     )
-    no_trades = ClosedTrades(np.zeros(0), np.zeros(0), np.zeros(0))
-    session = dataset.session[s]
+    session = dataset.session[s, split_bars]
     weights = jax.tree.map(lambda x: x[s], program.params[split].reward.weights)
-    own_benchmark = benchmark[: len(equity)]
     telemetry = {
         name: episode_table(
             playback.statistics,
@@ -203,11 +200,11 @@ def _evaluation(
         split=split,
         steps=steps,
         trades=trades,
-        equity=pd.Series(equity * cash, timestamps[bars], name="equity"),
+        equity=pd.Series(equity * cash, timestamps[split_bars], name="equity"),
         benchmark=pd.Series(benchmark * cash, timestamps[split_bars], name="buy_and_hold"),
         performance=performance(
             equity,
-            session[bars],
+            session,
             ClosedTrades(
                 trades["profit"].to_numpy(),
                 trades["costs"].to_numpy(),
@@ -215,19 +212,43 @@ def _evaluation(
             ),
             traded_value=steps["fill_value"].to_numpy() / cash,
             weights=(1.0 - steps["cash"] / steps["equity"]).clip(lower=0.0).to_numpy()[:, None],
-            benchmark_equity=own_benchmark,
+            benchmark_equity=benchmark,
             periods_per_year=year,
         ),
-        benchmark_performance=performance(
-            own_benchmark,
-            session[bars],
-            no_trades,
-            traded_value=np.zeros(len(own_benchmark) - 1),
-            periods_per_year=year,
+        benchmark_performance=_hold_performance(
+            benchmark,
+            session,
+            execution.commission * multiplier,
+            execution.slippage * multiplier,
+            year,
         ),
         episodes=telemetry["random"],
         full_split=telemetry["full"],
         ended_early=bool(full.terminated[0]) and len(steps) < last_bar - first_bar,
+    )
+
+
+def _over_the_split(marks: np.ndarray, bars: int) -> np.ndarray:
+    """Equity at the close of each of `bars` bars from 1 at the start: float64[bars].
+
+    After an early end the account holds cash: every figure spans the whole split.
+    """
+    equity = np.concatenate([[1.0], marks])
+    return np.concatenate([equity, np.full(bars - len(equity), equity[-1])])
+
+
+def _hold_performance(
+    equity: np.ndarray, session: np.ndarray, commission: float, slippage: float, year: float
+) -> Performance:
+    """Figures of `buy_and_hold_equity`, which is one trade of the whole account."""
+    bought = 1.0 / ((1.0 + slippage) * (1.0 + commission))  # at raw prices, of an equity of 1
+    sold = equity[-1] / ((1.0 - slippage) * (1.0 - commission))
+    costs = (1.0 - bought) + (sold - equity[-1])
+    one = ClosedTrades(
+        np.array([equity[-1] - 1.0]), np.array([costs]), np.array([len(equity) - 2.0])
+    )
+    return performance(
+        equity, session, one, traded_value=np.array([bought, sold]), periods_per_year=year
     )
 
 

@@ -31,7 +31,8 @@ def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> 
             lw=1.2,
         )
         share = 100 * (1 - steps["cash"] / steps["equity"]).clip(lower=0)
-        invested.step(equity.index[1:], share, where="post", color=line.get_color(), lw=0.8)
+        times = equity.index[1 : len(share) + 1]
+        invested.step(times, share, where="post", color=line.get_color(), lw=0.8)
     agents.set(ylabel="agents, %")
     agents.legend(frameon=False, ncols=len(evaluations), loc="lower right")
     invested.set(ylabel="invested, %", ylim=(0, None))

@@ -5,6 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+_HEADINGS = {
+    "train": "In sample (the train split)",
+    "validation": "On the validation split, which chose the checkpoint",
+    "test": "Out of sample",
+}
+
 
 def _number(value: float | None, form: str = ".3f") -> str:
     return "—" if value is None else format(value, form)
@@ -60,7 +66,7 @@ def render_markdown(summary: dict[str, Any]) -> str:
         for g, gate in enumerate(agents[0]["gates"])
     ]
     lines += _table(["gate", "bound", *names], gate_rows)
-    lines += ["## Out of sample", ""]
+    lines += [f"## {_HEADINGS[agents[0]['evaluation']['split']]}", ""]
     lines += _performance(agents, names)
     lines += ["## Reward is money?", ""]
     lines += _audit(agents, names)
@@ -121,7 +127,7 @@ def _performance(agents: list[dict[str, Any]], names: list[str]) -> list[str]:
             shown.add(agent["symbol"])
             hold = result["buy_and_hold"]
             label = f"{agent['symbol']} buy and hold"
-            rows.append(row(label, hold["total_return"], hold["performance"], "1", "100.0%"))
+            rows.append(row(label, hold["total_return"], hold["performance"], "1", "all"))
     return lines + _table(header, rows)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrader.deployment import ExportedPolicy
+from jaxtrader.errors import ExportError
 from jaxtrader.evaluation.evaluate import Evaluation
 from jaxtrader.gates import GateResult, alerts, check_gates
 from jaxtrader.program import Program
@@ -94,7 +95,7 @@ def training_section(run: TrainingRun, *, skipped: bool, extended_to: int | None
 
 
 def agent_section(
-    run: TrainingRun, s: int, k: int, evaluation: Evaluation, export: ExportedPolicy | None
+    run: TrainingRun, s: int, k: int, evaluation: Evaluation, export: ExportedPolicy | ExportError
 ) -> dict[str, Any]:
     """One agent: its checkpoint, gates, evaluation, audit and policy file."""
     program, symbol, seed = run.program, evaluation.symbol, evaluation.seed
@@ -108,12 +109,17 @@ def agent_section(
     name = agent_name(program, symbol, seed)
     warnings = [*alerts(evaluation.metrics), *_audit_warnings(evaluation.audit)]
     warnings += _reward_against_equity(episodes)
+    if isinstance(export, ExportError):
+        warnings.append(f"no policy was exported: {export}")
+    elif not export.parity.passed:
+        warnings.append("the exported policy does not agree with JAX: do not deploy it")
+    exported = not isinstance(export, ExportError) and export.parity.passed
     if name in run.halted():
         warnings.append(run.halted()[name])
     return {
         "symbol": symbol,
         "seed": seed,
-        "passed": all(gate.passed for gate in gates),
+        "passed": exported and all(gate.passed for gate in gates),
         "gates": [gate.to_dict() for gate in gates],
         "warnings": warnings,
         "checkpoint": {
@@ -127,7 +133,7 @@ def agent_section(
         ],
         "training_telemetry": episode_means(late) if len(late) else {},
         "evaluation": evaluation_section(evaluation),
-        "policy": None if export is None else policy_section(export),
+        "policy": None if isinstance(export, ExportError) else policy_section(export),
     }
 
 
@@ -184,14 +190,15 @@ def policy_section(export: ExportedPolicy) -> dict[str, Any]:
 def build_summary(
     run: TrainingRun,
     evaluations: Sequence[Sequence[Evaluation]],
-    exports: Sequence[Sequence[ExportedPolicy | None]],
+    exports: Sequence[Sequence[ExportedPolicy | ExportError]],
     *,
     created: str,
     command: Sequence[str],
     skipped: bool,
     extended_to: int | None,
 ) -> dict[str, Any]:
-    """The whole summary, strict JSON. A run passes when every agent passes every gate."""
+    """The whole summary, strict JSON. A run passes when every agent passes every gate, and
+    every policy agrees with JAX."""
     agents = [agent_section(run, s, k, evaluations[s][k], exports[s][k]) for s, k, *_ in run.agents]
     return strict(
         {
