@@ -95,9 +95,16 @@ def training_section(run: TrainingRun, *, skipped: bool, extended_to: int | None
 
 
 def agent_section(
-    run: TrainingRun, s: int, k: int, evaluation: Evaluation, export: ExportedPolicy | ExportError
+    run: TrainingRun,
+    s: int,
+    k: int,
+    evaluation: Evaluation,
+    export: ExportedPolicy | ExportError | None,
 ) -> dict[str, Any]:
-    """One agent: its checkpoint, gates, evaluation, audit and policy file."""
+    """One agent: its checkpoint, gates, evaluation, audit and policy file.
+
+    `export` is an error where the file could not be written, and None where none was asked for.
+    """
     program, symbol, seed = run.program, evaluation.symbol, evaluation.seed
     gates = check_gates(evaluation.metrics)
     updates, episodes = (  # empty where the tables are gone, or nothing has ended yet
@@ -109,11 +116,12 @@ def agent_section(
     name = agent_name(program, symbol, seed)
     warnings = [*alerts(evaluation.metrics), *_audit_warnings(evaluation.audit)]
     warnings += _reward_against_equity(episodes)
+    policy = export if isinstance(export, ExportedPolicy) else None
     if isinstance(export, ExportError):
         warnings.append(f"no policy was exported: {export}")
-    elif not export.parity.passed:
+    if policy is not None and not policy.parity.passed:
         warnings.append("the exported policy does not agree with JAX: do not deploy it")
-    exported = not isinstance(export, ExportError) and export.parity.passed
+    exported = export is None or (policy is not None and policy.parity.passed)
     if name in run.halted():
         warnings.append(run.halted()[name])
     return {
@@ -133,7 +141,7 @@ def agent_section(
         ],
         "training_telemetry": episode_means(late) if len(late) else {},
         "evaluation": evaluation_section(evaluation),
-        "policy": None if isinstance(export, ExportError) else policy_section(export),
+        "policy": None if policy is None else policy_section(policy),
     }
 
 
@@ -190,7 +198,7 @@ def policy_section(export: ExportedPolicy) -> dict[str, Any]:
 def build_summary(
     run: TrainingRun,
     evaluations: Sequence[Sequence[Evaluation]],
-    exports: Sequence[Sequence[ExportedPolicy | ExportError]],
+    exports: Sequence[Sequence[ExportedPolicy | ExportError | None]],
     *,
     created: str,
     command: Sequence[str],
