@@ -25,6 +25,7 @@ from experiments import stage5
 from jaxtrader import api
 from jaxtrader.config import TrainingConfig
 from jaxtrader.deployment import ExportedPolicy
+from jaxtrader.errors import ExportError
 from jaxtrader.gates import STAGE5_GATES, GateResult
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.reporting import summary as summaries
@@ -41,6 +42,7 @@ def leave_this_process_as_it_is():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage5, "use_compilation_cache", lambda: None)
         patch.setattr(stage5, "be_deterministic", lambda: None)
+        patch.setattr(stage5, "use_full_precision", lambda: None)
         yield
 
 
@@ -317,6 +319,42 @@ def test_gates_decide_the_status(study, copied, known_parity, monkeypatch, passe
     assert ("pass" if passed else "FAIL") in result.out
     text = (reports(copied)[-1] / "summary.md").read_text()
     assert ("**passed**" if passed else "**failed**") in text
+
+
+def test_a_policy_that_cannot_be_written_costs_the_status_and_not_the_report(
+    study, copied, known_parity, monkeypatch
+):
+    def fail(*arguments, **keywords):
+        raise ExportError("policy.pt: no space left")
+
+    judged(monkeypatch, passed=True)
+    monkeypatch.setattr(stage5, "export_agent", fail)
+    again = quick(study, copied)
+    assert again.status == 1
+    assert "not exported" in again.out
+    [agent] = read_summary(copied)["agents"]
+    assert agent["policy"] is None
+    assert any("no space left" in warning for warning in agent["warnings"])
+
+
+def test_a_policy_that_differs_from_jax_costs_the_status(study, copied, known_parity, monkeypatch):
+    parity = study.summary["agents"][0]["policy"]["parity"]
+    differing = SimpleNamespace(**parity | {"passed": False, "largest_logit_difference": 0.5})
+
+    def differ(program, params, observations, s, k, path, **options):
+        return ExportedPolicy(path, SimpleNamespace(sha256="0" * 64), differing)
+
+    judged(monkeypatch, passed=True)
+    monkeypatch.setattr(stage5, "export_agent", differ)
+    again = quick(study, copied)
+    assert again.status == 1
+    assert "parity FAIL" in again.out
+
+
+def test_skip_training_refuses_settings_it_would_ignore(study, copied):
+    again = quick(study, copied, "--environment.costs", "free")
+    assert again.status == 2
+    assert "--environment.*" in again.err
 
 
 def test_pytest_has_a_say(study, copied, known_parity, monkeypatch):
