@@ -110,9 +110,9 @@ def sample_observations(program: Program, params: Any, split: str, seed: int = 0
     # The answers that the exported policy is held to are those of full float32.
     with jax.default_matmul_precision("highest"):
         observations = _observe(
-        program.learner, program.vectorize, params, program.params[split], keys, num_envs,
-        episode_length,
-    )  # fmt: skip
+            program.learner, program.vectorize, params, program.params[split], keys, num_envs,
+            episode_length,
+        )  # fmt: skip
     return jax.device_get(observations)
 
 
