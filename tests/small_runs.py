@@ -27,8 +27,11 @@ from jaxtrader.config import (
 )
 from jaxtrader.data import Dataset, dataset_from_bars
 from jaxtrader.data.synthetic import synthetic_bars
+from jaxtrader.errors import ExportError
+from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
+from jaxtrader.reporting.summary import build_summary
 from jaxtrader.runs import TrainingRun, start_run
 from jaxtrader.training import train
 
@@ -98,6 +101,62 @@ def trained(
     run = start_run(program, seeds, updates * STEPS_PER_UPDATE, layout)
     train(run, updates * STEPS_PER_UPDATE, QUIET)
     return run
+
+
+def reported(folder: Path) -> tuple[Path, TrainingRun, list[list[Evaluation]]]:
+    """The report that stage 5 writes of both stocks and all seeds after two updates."""
+    from experiments.stage5 import write_reports
+
+    run = trained(program(), updates=2, folder=folder)
+    layout, report = OutputLayout(folder), OutputLayout(folder).report("20260131T235959Z")
+    evaluations = evaluate_agents(
+        program(), run.best_params, run.seeds, "test", CONFIG.evaluation.episodes
+    )
+    summary = build_summary(
+        run,
+        evaluations,
+        [[ExportError("not asked for")] * len(row) for row in evaluations],
+        created=report.name,
+        command=["a", "test"],
+        skipped=False,
+        extended_to=None,
+    )
+    run.close()
+    write_reports(run, summary, evaluations, report, layout)
+    return report, run, evaluations
+
+
+# What may be executed, and by whose decision: one fill of every kind that a report tells apart.
+FILLS = (
+    ("BUY_SMALL", "NONE"),
+    ("ADD_POSITION", "NONE"),
+    ("SELL_PARTIAL", "NONE"),
+    ("SELL_ALL", "NONE"),
+    ("BUY_LARGE", "NONE"),
+    ("SELL_ALL", "STOP_LOSS"),
+    ("BUY_MEDIUM", "NONE"),
+    ("SELL_ALL", "END_OF_DATA"),
+)
+
+
+def traded(evaluation: Evaluation) -> Evaluation:
+    """`evaluation` as if the agent had traded as in `FILLS`, every fifth bar, at made-up prices."""
+    steps = evaluation.steps.assign(executed="HOLD", reason="NONE", closed=False)
+    steps[["fill_shares", "fill_value", "fill_price", "costs", "trade_profit"]] = 0.0
+    for k, (executed, reason) in enumerate(FILLS):
+        sold = executed.startswith("SELL")
+        made = {
+            "executed": executed,
+            "reason": reason,
+            "closed": executed == "SELL_ALL",
+            "fill_shares": -1.5 if sold else 2.5,
+            "fill_value": 100.0 * (k + 1),
+            "fill_price": 90.0 + k,
+            "costs": 0.25,
+            "trade_profit": 12.5 if sold else 0.0,
+        }
+        steps.loc[steps.index[5 * k], list(made)] = list(made.values())
+    return dataclasses.replace(evaluation, steps=steps)
 
 
 def after_calls(number: int) -> Callable[[], bool]:

@@ -46,30 +46,9 @@ SHARES = (
 
 def tiny_report(folder: Path) -> Path:
     """A report of two symbols and three seeds, after two updates."""
-    from small_runs import CONFIG, program, trained
+    from small_runs import reported
 
-    from experiments.stage5 import write_reports
-    from jaxtrader.errors import ExportError
-    from jaxtrader.evaluation.evaluate import evaluate_agents
-    from jaxtrader.reporting.summary import build_summary
-
-    run = trained(program(), updates=2, folder=folder)
-    layout, report = OutputLayout(folder), OutputLayout(folder).report("20260131T235959Z")
-    evaluations = evaluate_agents(
-        program(), run.best_params, run.seeds, "test", CONFIG.evaluation.episodes
-    )
-    summary = build_summary(
-        run,
-        evaluations,
-        [[ExportError("not asked for")] * len(row) for row in evaluations],
-        created=report.name,
-        command=["a", "test"],
-        skipped=False,
-        extended_to=None,
-    )
-    run.close()
-    write_reports(summary, evaluations, report, layout)
-    return report
+    return reported(folder)[0]
 
 
 @pytest.fixture(scope="session")

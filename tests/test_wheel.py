@@ -39,14 +39,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_every_module_config_and_template_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
 
     modules = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in {".py", ".json", ".j2", ".css", ".js"}
     }
     configs = {f"jaxtrader/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert configs, "the checkout holds no configs/*.yaml"
@@ -98,3 +99,4 @@ def test_wheel_runs_stage5_outside_the_checkout(installed: Path, tmp_path: Path)
     assert done.returncode in (0, 1), done.stderr  # a failing gate is a result
     (report,) = tmp_path.glob("reports/stage5_validation/*/summary.json")
     assert json.loads(report.read_text())["agents"][0]["policy"]["parity"]["passed"]
+    assert report.with_name("report.html").read_text().startswith("<!DOCTYPE html>")

@@ -39,6 +39,7 @@ class Evaluation:
     steps: pd.DataFrame  # one row per bar of the full split, index `timestamp` of the decision bar
     trades: pd.DataFrame  # closed trades of the full split
     equity: pd.Series  # at each close, start included; index `timestamp`
+    close: pd.Series  # price at the same closes; index `timestamp`
     benchmark: pd.Series  # buy-and-hold of the symbol on the same bars, under the same costs
     performance: Performance
     benchmark_performance: Performance
@@ -201,6 +202,7 @@ def _evaluation(
         steps=steps,
         trades=trades,
         equity=pd.Series(equity * cash, timestamps[split_bars], name="equity"),
+        close=pd.Series(dataset.close[s, split_bars], timestamps[split_bars], name="close"),
         benchmark=pd.Series(benchmark * cash, timestamps[split_bars], name="buy_and_hold"),
         performance=performance(
             equity,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtrader.evaluation.evaluate import Evaluation
+from jaxtrader.files import write_whole
 
 
 def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> None:
@@ -40,6 +41,6 @@ def equity_figure(evaluations: Sequence[Evaluation], path: Path, title: str) -> 
     for axes in (hold, agents, invested):
         axes.spines[["top", "right"]].set_visible(False)
         axes.axhline(0, color="0.85", lw=0.8, zorder=0)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(aside, dpi=130, format="png")
-    os.replace(aside, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    write_whole(path, picture.getvalue())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-_HEADINGS = {
+HEADINGS = {
     "train": "In sample (the train split)",
     "validation": "On the validation split, which chose the checkpoint",
     "test": "Out of sample",
@@ -66,7 +66,7 @@ def render_markdown(summary: dict[str, Any]) -> str:
         for g, gate in enumerate(agents[0]["gates"])
     ]
     lines += _table(["gate", "bound", *names], gate_rows)
-    lines += [f"## {_HEADINGS[agents[0]['evaluation']['split']]}", ""]
+    lines += [f"## {HEADINGS[agents[0]['evaluation']['split']]}", ""]
     lines += _performance(agents, names)
     lines += ["## Reward is money?", ""]
     lines += _audit(agents, names)
