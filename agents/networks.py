@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from envs.actions import NUM_ACTIONS
+from envs.actions import NUM_ACTIONS, Action
 from envs.market import Market
 from envs.trading import NUM_ACCOUNT_FEATURES
 
@@ -26,7 +26,10 @@ class NetworkConfig:
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)  # one causal layer each
     hidden: int = 64  # width of the actor and of the critic
     account_hidden: int = 32  # width of the account MLP
-    actor_gain: float = 0.1  # orthogonal gain of the action layer: near-uniform at the start
+    actor_gain: float = 0.1  # orthogonal gain of the action layer: a start that knows no state
+    # Logit of HOLD at the start. A policy that trades at every bar learns first that trading costs:
+    # its own next purchase spoils the sale it tries, and it ends up holding scraps.
+    hold_bias: float = 3.0
     logit_cap: float = 10.0  # bound of every logit
 
     @property
@@ -35,8 +38,14 @@ class NetworkConfig:
         return 1 + sum(self.dilations)
 
 
-def _dense(size: int, name: str, gain: float = 2.0**0.5) -> nn.Dense:
-    return nn.Dense(size, name=name, kernel_init=nn.initializers.orthogonal(gain))
+def _dense(
+    size: int,
+    name: str,
+    gain: float = 2.0**0.5,
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
+) -> nn.Dense:
+    kernel_init = nn.initializers.orthogonal(gain)
+    return nn.Dense(size, name=name, kernel_init=kernel_init, bias_init=bias_init)
 
 
 def root_mean_square_normalized(x: jax.Array) -> jax.Array:
@@ -87,7 +96,8 @@ class PolicyHeads(nn.Module):
         joint = jnp.concatenate([embedding, own], axis=-1)
         actor = nn.relu(_dense(config.hidden, "actor_hidden")(joint))
         critic = nn.relu(_dense(config.hidden, "critic_hidden")(joint))
-        logits = _dense(NUM_ACTIONS, "actor", config.actor_gain)(actor)
+        prior = jnp.zeros(NUM_ACTIONS).at[Action.HOLD].set(config.hold_bias)
+        logits = _dense(NUM_ACTIONS, "actor", config.actor_gain, lambda *_: prior)(actor)
         # A soft bound, as odds beyond e^20 mean nothing, while the rounding of unbounded logits
         # would set a float32 policy apart from its exported copy.
         logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)

@@ -340,3 +340,15 @@ def test_steps_without_a_full_window_are_nan_in_every_form(params, market):
     for embedding in jax.jit(embeddings)(params):
         np.testing.assert_array_equal(np.isnan(embedding).all(axis=-1), missing)
         np.testing.assert_array_equal(np.isnan(embedding).any(axis=-1), missing)
+
+
+def test_a_new_policy_mostly_holds():
+    """At odds of e^3 against every other legal action, within what the action layer's gain adds."""
+    networks = ActorCritic()
+    params = networks.init(jax.random.key(0), 4)
+    rng = np.random.default_rng(0)
+    embedding, account = rng.standard_normal((500, 32)), rng.standard_normal((500, 12))
+    flat = np.array([True, True, True, True, False, False, False])
+    logits, _ = networks.heads(params, embedding, account, np.tile(flat, (500, 1)))
+    hold = np.asarray(jax.nn.softmax(logits))[:, 0]
+    np.testing.assert_allclose(hold.mean(), np.exp(3) / (np.exp(3) + 3), atol=0.03)

@@ -380,7 +380,7 @@ def test_the_guard_watches_what_is_executed():
     )
     _, metrics = tiny().update(start(), halted, hyperparameters())
     assert float(metrics.action_entropy) == 0.0
-    assert float(metrics.policy_entropy) > 1.0
+    assert float(metrics.policy_entropy) > 0.2
     assert float(metrics.reward_mean) == 0.0
 
 
@@ -403,3 +403,42 @@ def test_it_learns_a_market_whose_next_move_is_in_plain_sight():
     # bar, is worth ln(1 + 0.09 x 0.05) / 0.01 / 2 = 0.22 a step.
     assert abs(np.mean(rewards[:2])) < 0.08
     assert np.mean(rewards[-10:]) > 0.12
+
+
+def test_the_guard_rescues_agents_that_collapse_without_it():
+    """At costs that eat up most trades, some seeds stop trading before they learn which ones pay.
+
+    The guard has its default threshold, boost, floor and ceiling.
+    """
+    env_params = params_for(
+        planted_signs(2, 80, move=0.05, seed=1),
+        costs="free",
+        reward="log_wealth",
+        limits={"stop_loss": 10.0, "take_profit": 10.0, "max_drawdown": 0.99},
+    )
+    env_params = env_params.replace(
+        execution=env_params.execution.replace(commission=jnp.float32(0.0125))
+    )
+
+    def late(seed: int, threshold: float) -> tuple[float, float]:
+        """Mean entropy of executed actions, and mean reward, in the last ten of 70 updates."""
+        hyper = hyperparameters(
+            ppo=ppo_params(learning_rate=0.015, final_learning_rate=0.015),
+            guard=guard_params(threshold=threshold, warm_up=2, cool_down=10),
+            total_updates=70,
+        )
+        state = tiny().init(jax.random.key(seed), env_params, hyper)
+        metrics = [m for _, m in run(tiny().update, state, env_params, hyper, 70)[-10:]]
+        return (
+            float(np.mean([m.action_entropy for m in metrics])),
+            float(np.mean([m.reward_mean for m in metrics])),
+        )
+
+    seeds = (4, 7)
+    unguarded = {seed: late(seed, threshold=-1.0) for seed in seeds}
+    collapsed = [seed for seed in seeds if unguarded[seed][0] < 0.22]
+    assert collapsed, f"nothing to rescue: {unguarded}"
+    for seed in collapsed:
+        nats, reward = late(seed, threshold=0.22)
+        assert nats > 0.22
+        assert reward > max(0.0, unguarded[seed][1])
