@@ -1,0 +1,180 @@
+"""Does it learn? The share of a known optimum that PPO reaches, on bars that it never saw.
+
+    python -m benchmarks.learning                        # the planted trend, five seeds
+    python -m benchmarks.learning --markets all          # the whole family
+    python -m benchmarks.learning --reward professional  # another reward, judged by money alike
+    python -m benchmarks.learning --markets null         # nothing to learn: nothing may be gained
+
+A planted market is a Markov chain that moves prices and shows in the features, so the best that any
+policy can expect is computed exactly (envs.oracle). Exit status: 0 when every seed reaches 90 % of
+it on every market (and nobody gains on the null market), else 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from jaxtrader.config import TrainingConfig, replace_settings
+from jaxtrader.data.planted import PROBES, null, planted_dataset
+from jaxtrader.errors import JaxtraderError
+from jaxtrader.evaluation.probes import (
+    Probe,
+    learn_probe,
+    log_wealth_out_of_sample,
+    probe_config,
+)
+from jaxtrader.files import timestamp, write_whole
+from jaxtrader.provenance import git_commit, machine, versions
+from jaxtrader.reporting.summary import strict
+from jaxtrader.runtime import use_compilation_cache, use_full_precision
+from jaxtrader.telemetry import reward_audit
+
+GOAL = 0.90
+NULL_HISTORIES = 20
+NULL_BARS = (24_000, 2_000, 25_600)
+# Steps of each seed that a market's lesson takes; the networks and rates are the defaults.
+TIMESTEPS = {
+    "trend": 300_000,
+    "costly": 300_000,
+    "trap": 300_000,
+    "faint": 1_000_000,
+    "hidden": 1_000_000,
+    "regime": 1_000_000,
+    "null": 100_000,
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train on planted markets and compare with their exact optimum."""
+
+    markets: tuple[
+        Literal["trend", "faint", "hidden", "costly", "regime", "trap", "null", "all"], ...
+    ] = ("trend",)
+    """Markets to learn; see jaxtrader/data/planted.py."""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Seeds, trained together in one program. The null market has 20 histories and one seed."""
+    timesteps: int | None = None
+    """Environment steps of each seed. Default: by market."""
+    reward: Literal["log_wealth", "professional", "differential_sharpe"] = "log_wealth"
+    """Reward that is maximised; judged is always the money."""
+    output: Path | None = None
+    """JSON file to write; none: print only."""
+
+
+def report_probe(probe: Probe, console: Console) -> dict[str, Any]:
+    """Prints one market's table; returns it for JSON."""
+    shares, intervals = probe.shares, probe.intervals()
+    name = probe.market.name
+    table = Table("market", "seed", "share of the optimum", "95 % interval", "", title=None)
+    for seed, share, (low, high) in zip(probe.run.seeds, shares, intervals, strict=True):
+        verdict = "learnt" if share >= GOAL else "not learnt"
+        table.add_row(name, str(seed), f"{share:.3f}", f"{low:.3f} to {high:.3f}", verdict)
+    console.print(table)
+    audit = reward_audit(probe.run.episodes_table())
+    console.print(
+        f"{name} ({probe.market.summary}): optimum {probe.optimum:.5f} expected, "
+        f"{probe.optimal.mean():.5f} attained on these {probe.optimal.size} test episodes; "
+        f"{probe.run.steps:,} steps per seed, {probe.seconds:.0f} s with compilation"
+    )
+    correlation = audit["rank_correlation"]
+    if correlation is not None:
+        console.print(
+            f"reward against money in training: rank correlation {correlation:.2f}; shares "
+            + ", ".join(f"{k} {v:.0%}" for k, v in dict(audit["component_shares"]).items())
+        )
+    return {
+        "market": name,
+        "seeds": list(probe.run.seeds),
+        "steps_per_seed": probe.run.steps,
+        "shares": shares.tolist(),
+        "intervals": intervals.tolist(),
+        "optimum_expected": probe.optimum,
+        "optimum_attained": float(probe.optimal.mean()),
+        "episodes": probe.optimal.size,
+        "seconds": probe.seconds,
+        "reward_audit": audit,
+        "passed": bool((shares >= GOAL).all()),
+    }
+
+
+def learn_null(config: TrainingConfig, timesteps: int, console: Console) -> dict[str, Any]:
+    """20 agents, each on a martingale of its own: their mean gain must not be above zero."""
+    market = null()
+    dataset, _ = planted_dataset(market, histories=NULL_HISTORIES, bars=NULL_BARS)
+    rows = {}
+    for costs in ("retail", "free"):
+        settings = replace_settings(probe_config(market, config), "environment", costs=costs)
+        gains = log_wealth_out_of_sample(dataset, (1,), timesteps, settings)[:, 0]
+        interval = stats.t.interval(
+            0.95, len(gains) - 1, loc=gains.mean(), scale=max(stats.sem(gains), 1e-12)
+        )
+        rows[costs] = {
+            "gains": gains.tolist(),
+            "mean": float(gains.mean()),
+            "interval": [float(bound) for bound in interval],
+            "passed": bool(interval[0] <= 0.0),
+        }
+        console.print(
+            f"null market, {costs} costs, {len(gains)} agents: mean log gain of an episode out of "
+            f"sample {gains.mean():+.6f}, 95 % interval {interval[0]:+.6f} to {interval[1]:+.6f}: "
+            + ("nothing gained" if interval[0] <= 0 else "GAINED: something leaks")
+        )
+    return {
+        "market": market.name,
+        "histories": NULL_HISTORIES,
+        "steps_per_seed": timesteps,
+        "costs": rows,
+        "passed": all(row["passed"] for row in rows.values()),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmarks.learning")
+    use_compilation_cache()
+    use_full_precision()
+    console = Console()
+    config = replace_settings(TrainingConfig(), "reward", preset=arguments.reward)
+    names = [*PROBES, "null"] if "all" in arguments.markets else list(arguments.markets)
+    rows = []
+    try:
+        for name in names:
+            steps = arguments.timesteps or TIMESTEPS[name]
+            if name == "null":
+                rows.append(learn_null(config, steps, console))
+            else:
+                probe = learn_probe(PROBES[name](), arguments.seeds, steps, config, console=console)
+                rows.append(report_probe(probe, console))
+    except JaxtraderError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+    for row in rows:
+        console.print(f"{row['market']}: {'passed' if row['passed'] else 'FAILED'}")
+    if arguments.output is not None:
+        result = {
+            "benchmark": "learning",
+            "created": timestamp(),
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "machine": machine(),
+            "reward": arguments.reward,
+            "config": config.to_dict(),
+            "rows": rows,
+        }
+        write_whole(arguments.output, json.dumps(strict(result), indent=2) + "\n")
+        console.print(f"written: {arguments.output}")
+    return 0 if all(row["passed"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
