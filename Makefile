@@ -46,7 +46,7 @@ $(STAGE5_READY):
 
 # The test set-up holds the stage-5 one.
 $(TEST_READY):
-	$(call set_up,export gymnax dev)
+	$(call set_up,export gymnax gymnasium tracking docs dev)
 	@touch $@ $(STAGE5_READY)
 
 empty :=

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from agents.networks import ActorCritic, Params, entropy, log_prob, sample
-from envs.episode import EpisodeStatistics, no_statistics
+from envs.episode import EpisodeStatistics
 from envs.trading import TradingEnv, TradingParams, TradingState
 
 
@@ -78,12 +78,11 @@ def start_walkers(
     )
 
 
-def _no_episodes(num_envs: int) -> FinishedEpisodes:
-    zeros = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), no_statistics())
+def _no_episodes(like: EpisodeStatistics) -> FinishedEpisodes:
     return FinishedEpisodes(
-        statistics=zeros,
-        entropy_sum=jnp.zeros(num_envs, jnp.float32),
-        count=jnp.zeros(num_envs, jnp.int32),
+        statistics=jax.tree.map(jnp.zeros_like, like),
+        entropy_sum=jnp.zeros(like.steps.shape, jnp.float32),
+        count=jnp.zeros_like(like.steps),
     )
 
 
@@ -163,7 +162,8 @@ def collect(
         key, walkers = carry
         key, key_steps = jax.random.split(key)
         symbol, first_bar = walkers.state.symbol, walkers.state.bar
-        steps = (key_steps, walkers, _no_episodes(num_envs), walkers.account)
+        none_finished = _no_episodes(walkers.state.statistics)
+        steps = (key_steps, walkers, none_finished, walkers.account)
         (_, after, finished, final_account), stored = jax.lax.scan(step, steps, length=block_length)
         embedding = networks.embedding_at(table, symbol, first_bar + block_length)
         # The value head ignores the mask.

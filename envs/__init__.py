@@ -44,7 +44,13 @@ from envs.reward import (
     RewardComponents as RewardComponents,
 )
 from envs.reward import (
+    RewardFunction as RewardFunction,
+)
+from envs.reward import (
     RewardParams as RewardParams,
+)
+from envs.reward import (
+    RewardStep as RewardStep,
 )
 from envs.reward import (
     reward_params as reward_params,

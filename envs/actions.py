@@ -28,6 +28,7 @@ class Action(IntEnum):
 
 
 NUM_ACTIONS = len(Action)
+"""Seven."""
 
 
 class Reason(IntEnum):

@@ -34,8 +34,8 @@ class EpisodeStatistics:
     final_equity: jax.Array  # f32[]
 
 
-def no_statistics() -> EpisodeStatistics:
-    """Zeros of the right types."""
+def no_statistics(components: type[RewardComponents] = RewardComponents) -> EpisodeStatistics:
+    """Zeros of the right types; `components` is the type of the environment's."""
     zero, none = jnp.float32(0.0), jnp.int32(0)
     return EpisodeStatistics(
         steps=none,
@@ -54,8 +54,8 @@ def no_statistics() -> EpisodeStatistics:
         long_steps=none,
         max_drawdown=zero,
         reward=zero,
-        components=RewardComponents.of(),
-        magnitudes=RewardComponents.of(),
+        components=components.of(),
+        magnitudes=components.of(),
         final_equity=jnp.float32(1.0),
     )
 

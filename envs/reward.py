@@ -1,7 +1,10 @@
 """The reward: named components, their weights, and presets (reward version 3.1).
 
-`reward = clip(sum over k of weight_k * component_k, +-reward_clip)`.
+`reward = clip(sum over k of weight_k * component_k, +-reward_clip)`. A function of one's own adds a
+component `custom`, see `RewardStep`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +57,13 @@ class RewardComponents:
 
 
 @struct.dataclass
+class CustomComponents(RewardComponents):
+    """The components of an environment that has a `RewardFunction`."""
+
+    custom: jax.Array  # what the function returned
+
+
+@struct.dataclass
 class RewardParams:
     """Coefficients of the reward; all traced."""
 
@@ -90,11 +100,16 @@ def reward_params(
     preset: str = "professional",
     *,
     weights: dict[str, float] | None = None,
+    custom: bool = False,
     pnl_scale: float = 0.01,
     discount: float = 0.99,
     reward_clip: float = 10.0,
 ) -> RewardParams:
     """`RewardParams` from a preset of `WEIGHT_PRESETS`, with single weights overridden.
+
+    Args:
+      custom: for an environment that has a `RewardFunction`: the component `custom` alone has a
+        weight, 1, in place of the preset's.
 
     Raises:
       ValueError: for an unknown preset or component, or a scale or clip that is not positive.
@@ -103,8 +118,10 @@ def reward_params(
         raise ValueError(f"unknown reward preset {preset!r}: one of {sorted(WEIGHT_PRESETS)}")
     if pnl_scale <= 0 or reward_clip <= 0:
         raise ValueError(f"pnl_scale and reward_clip must be > 0: {pnl_scale}, {reward_clip}")
+    components = CustomComponents if custom else RewardComponents
+    standard = {"custom": 1.0} if custom else WEIGHT_PRESETS[preset]
     return RewardParams(
-        weights=RewardComponents.of(**(WEIGHT_PRESETS[preset] | (weights or {}))),
+        weights=components.of(**(standard | (weights or {}))),
         pnl_scale=jnp.float32(pnl_scale),
         size_multipliers=jnp.asarray([1.2, 1.0, 0.8], jnp.float32),
         partial_multiplier=jnp.float32(0.8),
@@ -131,6 +148,33 @@ class ReturnMoments:
 def no_returns() -> ReturnMoments:
     """Moments before the first step."""
     return ReturnMoments(first=jnp.float32(0.0), second=jnp.float32(0.0))
+
+
+@struct.dataclass
+class RewardStep:
+    """One step, as a reward sees it. Money is in units of the initial equity."""
+
+    before: Position  # at the decision, close t
+    after: Position  # at close t + 1
+    account_before: Account  # marked at close t
+    account_after: Account  # marked at close t + 1
+    conduct: Conduct  # this step's action included
+    action: jax.Array  # i32[] policy action
+    executed: jax.Array  # i32[] executed action
+    reason: jax.Array  # i32[] `Reason` for which the two differ
+    fill: Fill
+    close: jax.Array  # f32[] price at close t
+    next_close: jax.Array  # f32[] price at close t + 1
+    time: jax.Array  # i32[] steps of the episode before this one
+    terminated: jax.Array  # bool[] whether the episode ended for good
+
+
+RewardFunction = Callable[[RewardStep], jax.Array]
+"""A reward of one's own: a pure, jit-compilable function of one step to f32[].
+
+Two environments are the same program only if they have the same function. Numbers that it closes
+over are baked into the program.
+"""
 
 
 def _realized_pnl(before: Position, executed: jax.Array, fill: Fill, p: RewardParams) -> jax.Array:
@@ -197,49 +241,45 @@ def differential_sharpe(
 
 
 def reward_components(
-    *,
-    before: Position,
-    after: Position,
-    account_before: Account,
-    account_after: Account,
-    conduct: Conduct,
-    moments: ReturnMoments,
-    executed: jax.Array,
-    reason: jax.Array,
-    fill: Fill,
-    close: jax.Array,
-    next_close: jax.Array,
-    step: jax.Array,
-    terminated: jax.Array,
-    params: RewardParams,
+    step: RewardStep, moments: ReturnMoments, params: RewardParams
 ) -> tuple[RewardComponents, ReturnMoments]:
-    """All components of one step, unweighted.
-
-    Args:
-      before, account_before: state at the decision (close t).
-      after, account_after: state marked at close t + 1.
-      conduct: updated with this step's action.
-      step: i32[] steps of the episode before this one.
-      terminated: bool[] whether the episode ended for good (the potential is then 0).
-    """
-    scale = params.pnl_scale
-    phi_after = jnp.where(terminated, 0.0, potential(after, next_close, scale))
-    excess_drawdown = jnp.maximum(account_after.drawdown - params.drawdown_threshold, 0.0)
+    """All components of one step, unweighted, and the updated moments."""
+    scale, conduct = params.pnl_scale, step.conduct
+    # A terminal state's potential is 0, lest the shaping changes what is optimal.
+    phi_after = jnp.where(step.terminated, 0.0, potential(step.after, step.next_close, scale))
+    excess_drawdown = jnp.maximum(step.account_after.drawdown - params.drawdown_threshold, 0.0)
     over = jnp.maximum(conduct.streak - FREE_STREAK, 0).astype(jnp.float32)
-    growth = account_after.equity / account_before.equity
+    growth = step.account_after.equity / step.account_before.equity
     sharpe, moments = differential_sharpe(moments, growth - 1.0, params.sharpe_rate)
     components = RewardComponents(
-        realized_pnl=_realized_pnl(before, executed, fill, params),
-        transaction_cost=-fill.costs / account_before.equity / scale,
-        hold=_hold(before, executed, close, params),
+        realized_pnl=_realized_pnl(step.before, step.executed, step.fill, params),
+        transaction_cost=-step.fill.costs / step.account_before.equity / scale,
+        hold=_hold(step.before, step.executed, step.close, params),
         drawdown=-excess_drawdown / params.drawdown_threshold,
-        diversity_bonus=_diversity_bonus(conduct.last_executed, step),
+        diversity_bonus=_diversity_bonus(conduct.last_executed, step.time),
         action_repeat=-0.5 * jnp.minimum(over / 3.0, 1.0),
-        forced_exit=-is_any(reason, FORCED_REASONS).astype(jnp.float32)
-        * fill.closed.astype(jnp.float32),
-        invalid_action=-(reason == Reason.ILLEGAL).astype(jnp.float32),
-        unrealized_pnl=params.discount * phi_after - potential(before, close, scale),
+        forced_exit=-is_any(step.reason, FORCED_REASONS).astype(jnp.float32)
+        * step.fill.closed.astype(jnp.float32),
+        invalid_action=-(step.reason == Reason.ILLEGAL).astype(jnp.float32),
+        unrealized_pnl=params.discount * phi_after - potential(step.before, step.close, scale),
         log_wealth=jnp.log(growth) / scale,
         differential_sharpe=sharpe,
     )
     return components, moments
+
+
+def with_custom(
+    components: RewardComponents, function: RewardFunction, step: RewardStep
+) -> CustomComponents:
+    """`components` and what a function of one's own makes of the step.
+
+    Raises:
+      ValueError: it returns more than one number.
+    """
+    value = jnp.asarray(function(step), jnp.float32)
+    if value.shape:
+        name = getattr(function, "__name__", function)
+        raise ValueError(
+            f"the reward function {name} returned shape {value.shape}: return one number, f32[]"
+        )
+    return CustomComponents(**vars(components), custom=value)

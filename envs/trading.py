@@ -28,11 +28,15 @@ from envs.execution import ExecutionParams, Fill, execute
 from envs.market import Market, Quote, close_price, quote, window
 from envs.position import Account, Position, flat_position, new_account
 from envs.reward import (
+    CustomComponents,
     ReturnMoments,
     RewardComponents,
+    RewardFunction,
     RewardParams,
+    RewardStep,
     no_returns,
     reward_components,
+    with_custom,
 )
 
 ACCOUNT_FEATURES = (
@@ -49,6 +53,7 @@ ACCOUNT_FEATURES = (
     "streak",
     "session_trades",
 )
+"""Names of the account half of the observation, in order."""
 NUM_ACCOUNT_FEATURES = len(ACCOUNT_FEATURES)
 
 
@@ -112,17 +117,36 @@ class TradingEnv(Environment[TradingState, TradingParams]):
     stays contiguous, which is what lets the learner encode a rollout block in one pass.
     """
 
-    def __init__(self, default_params: TradingParams, window: int = 32):
-        """Args: `window`: bars of features in an observation (static)."""
+    def __init__(
+        self,
+        default_params: TradingParams,
+        window: int = 32,
+        reward: RewardFunction | None = None,
+    ):
+        """Both switches are static.
+
+        Args:
+          window: bars of features in an observation.
+          reward: gives the component `custom`; the parameters are then made with
+            `reward_params(custom=True)`.
+        """
         self._default_params = default_params
         self.window = window
+        self.reward = reward
 
     def __eq__(self, other: object) -> bool:
-        """Environments of one window compile to one program, whatever their default parameters."""
-        return isinstance(other, TradingEnv) and self.window == other.window
+        """Environments of one window and reward function compile to one program.
+
+        Their default parameters may differ.
+        """
+        return isinstance(other, TradingEnv) and self._static == other._static
 
     def __hash__(self) -> int:
-        return hash((TradingEnv, self.window))
+        return hash(self._static)
+
+    @property
+    def _static(self) -> tuple[type, int, RewardFunction | None]:
+        return (TradingEnv, self.window, self.reward)
 
     @property
     def default_params(self) -> TradingParams:
@@ -143,7 +167,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             account=new_account(),
             conduct=new_conduct(),
             moments=no_returns(),
-            statistics=no_statistics(),
+            statistics=no_statistics(RewardComponents if self.reward is None else CustomComponents),
         )
 
     def reset_env(self, key: jax.Array, params: TradingParams) -> tuple[jax.Array, TradingState]:
@@ -185,22 +209,24 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         conduct = self._remember(state, action, executed, market_quote)
         conduct = replace(conduct, ruin=self._ruin(conduct.ruin, account, params.limits))
         terminated = (conduct.ruin != Reason.NONE) & ~position.is_long
-        components, moments = reward_components(
+        step = RewardStep(
             before=state.position,
             after=position,
             account_before=state.account,
             account_after=account,
             conduct=conduct,
-            moments=state.moments,
+            action=action,
             executed=executed,
             reason=reason,
             fill=fill,
             close=market_quote.close,
             next_close=market_quote.next_close,
-            step=state.time,
+            time=state.time,
             terminated=terminated,
-            params=params.reward,
         )
+        components, moments = reward_components(step, state.moments, params.reward)
+        if self.reward is not None:
+            components = with_custom(components, self.reward, step)
         clip = params.reward.reward_clip
         reward = jnp.clip(components.total(params.reward.weights), -clip, clip)
         statistics = record(

@@ -37,15 +37,17 @@ from jaxtrader.deployment import (
 )
 from jaxtrader.errors import ConfigError, ExportError, JaxtraderError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_starts
-from jaxtrader.files import timestamp, unused, write_whole
+from jaxtrader.files import new_folder, timestamp, write_whole
 from jaxtrader.gates import gate_table
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
 from jaxtrader.reporting.figures import equity_figure
+from jaxtrader.reporting.html import render_html
 from jaxtrader.reporting.markdown import render_markdown
 from jaxtrader.reporting.summary import build_summary, gate_results
 from jaxtrader.runs import TrainingRun, restore_run, start_run, stored_config
 from jaxtrader.runtime import be_deterministic, use_compilation_cache, use_full_precision
+from jaxtrader.tracking.session import Session, Tracking, recorded
 from jaxtrader.training import Interrupted, cleared_gates, train
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
@@ -86,6 +88,10 @@ class Arguments:
     """What pytest is given."""
     output_dir: Path = Path()
     """Folder under which reports/, logs/ and models/ are written."""
+    tracking: Tracking = "auto"
+    """Whether MLflow follows the run: auto, where it is installed. It is kept in the database
+    mlflow.db under --output-dir, or by the server that MLFLOW_TRACKING_URI names. Runs that it has
+    not followed are uploaded later by python -m jaxtrader upload-runs."""
     nondeterministic: bool = False
     """Give up that the same seed gives the same bits on an accelerator, for some speed."""
     settings: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
@@ -188,17 +194,24 @@ def announce(program: Program, arguments: Arguments, console: Console) -> None:
 
 
 def train_agents(
-    program: Program, arguments: Arguments, layout: OutputLayout, console: Console
+    program: Program,
+    arguments: Arguments,
+    layout: OutputLayout,
+    session: Session,
+    console: Console,
 ) -> tuple[TrainingRun, int | None]:
     """Trains, resumes or restores; returns the run and the length it was extended to, if it was."""
     if arguments.skip_training:
-        return restore_run(program, arguments.seeds, layout, to_train=False), None
+        run = restore_run(program, arguments.seeds, layout, to_train=False)
+        session.evaluates(run)
+        return run, None
     steps = program.config.ppo.total_timesteps
     if arguments.resume:
         run = restore_run(program, arguments.seeds, layout, to_train=True)
         console.print(f"resuming after update {run.update}, {run.steps:,} steps per seed")
     else:
         run = start_run(program, arguments.seeds, steps, layout)
+    session.trains(run, resumed=arguments.resume)
     train(run, steps, console)
     if arguments.extend_to is None:
         return run, None
@@ -240,9 +253,13 @@ def export_agents(
 
 
 def write_reports(
-    summary: dict, evaluations: list[list[Evaluation]], folder: Path, layout: OutputLayout
+    run: TrainingRun,
+    summary: dict,
+    evaluations: list[list[Evaluation]],
+    folder: Path,
+    layout: OutputLayout,
 ) -> None:
-    """summary.json, summary.md, a figure per symbol, and the evaluation episodes of every seed."""
+    """summary.json, summary.md, report.html, a figure per symbol, and every seed's episodes."""
     by_seed: dict[int, list[str]] = {}
     for row in evaluations:
         for evaluation in row:
@@ -254,6 +271,8 @@ def write_reports(
         write_whole(layout.evaluation(seed, split), "".join(parts))
     write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "summary.md", render_markdown(summary))
+    page = render_html(summary, evaluations, run.updates_table(), run.episodes_table())
+    write_whole(folder / "report.html", page)
     kind = str(summary["data"]["kind"])
     for row in evaluations:
         title = f"{row[0].symbol} ({kind} data), {split} split"
@@ -290,7 +309,6 @@ def check_what_comes_last(arguments: Arguments, program: Program) -> None:
 def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bool:
     """The whole study; whether every gate (and test) passed."""
     layout = OutputLayout(arguments.output_dir)
-    folder = unused(layout.report(timestamp()))
     config = arguments.settings
     if arguments.skip_training:
         stored = stored_config(layout, arguments.symbols[0], arguments.seeds[0])
@@ -298,14 +316,33 @@ def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bo
     program = build_program(config, load_data(arguments, config))
     check_what_comes_last(arguments, program)
     announce(program, arguments, console)
-    run, extended_to = train_agents(program, arguments, layout, console)
+    command = ["python", "-m", "experiments.stage5", *command]
+    with recorded(layout, "stage5", command, console, arguments.tracking) as session:
+        summary, folder = study(program, arguments, command, layout, session, console)
+    passed = bool(summary["passed"])
+    if arguments.run_pytest:
+        passed = run_pytest(arguments, folder, console) and passed
+    return passed
+
+
+def study(
+    program: Program,
+    arguments: Arguments,
+    command: list[str],
+    layout: OutputLayout,
+    session: Session,
+    console: Console,
+) -> tuple[dict, Path]:
+    """From untrained agents, or their checkpoints, to a report; returns its summary and folder."""
+    run, extended_to = train_agents(program, arguments, layout, session, console)
+    evaluation = program.config.evaluation
+    split = evaluation.split
     try:
-        split = config.evaluation.split
         with console.status(f"evaluating on the {split} split"):
             evaluations = evaluate_agents(
-                program, run.best_params, run.seeds, split, config.evaluation.episodes,
-                config.evaluation.seed,
-            )  # fmt: skip
+                program, run.best_params, run.seeds, split, evaluation.episodes, evaluation.seed
+            )
+        folder = new_folder(layout.report(timestamp()))
         with console.status("exporting policies and replaying them without JAX"):
             exports = export_agents(run, evaluations, split, layout)
         summary = build_summary(
@@ -313,18 +350,16 @@ def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bo
             evaluations,
             exports,
             created=folder.name,
-            command=["python", "-m", "experiments.stage5", *command],
+            command=command,
             skipped=arguments.skip_training,
             extended_to=extended_to,
         )
     finally:
         run.close()
-    write_reports(summary, evaluations, folder, layout)
+    write_reports(run, summary, evaluations, folder, layout)
+    session.reports(folder)
     show_results(summary, folder, console)
-    passed = bool(summary["passed"])
-    if arguments.run_pytest:
-        passed = run_pytest(arguments, folder, console) and passed
-    return passed
+    return summary, folder
 
 
 def show_results(summary: dict, folder: Path, console: Console) -> None:
@@ -342,7 +377,8 @@ def show_results(summary: dict, folder: Path, console: Console) -> None:
         )
         for warning in agent["warnings"]:
             console.print(f"  warning: {warning}", markup=False, soft_wrap=True)
-    console.print(f"report: {folder / 'summary.md'}", soft_wrap=True)
+    for name in ("summary.md", "report.html"):
+        console.print(f"report: {folder / name}", markup=False, soft_wrap=True)
 
 
 def _outcome(result: dict) -> str:
@@ -381,6 +417,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except JaxtraderError as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+    except OSError as error:  # wherever the disk fails that nobody expected it to
+        remedy = "check the path, its permissions and the free space"
+        errors.print(f"error: {error}; {remedy}", markup=False, soft_wrap=True)
         return 2
 
 

@@ -1,16 +1,19 @@
 """The Python API: load a market, train, evaluate, look, export.
 
-import jaxtrader as jt
+::
 
-market = jt.synthetic_market()
-run = jt.train(market, seeds=(42,), total_timesteps=40_000)
-[evaluation] = jt.evaluate(run, split="test")
-evaluation.equity, evaluation.trades          # pandas
-jt.export_policy(run, "policy.pt")
+    import jaxtrader as jt
+
+    market = jt.synthetic_market()
+    run = jt.train(market, seeds=(42,), total_timesteps=40_000)
+    [evaluation] = jt.evaluate(run, split="test")
+    evaluation.equity, evaluation.trades          # pandas
+    jt.export_policy(run, "policy.pt")
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,23 +21,30 @@ from pathlib import Path
 from rich.console import Console
 
 from agents.networks import ActorCritic
+from envs.reward import RewardFunction
 from jaxtrader.config import TrainingConfig, replace_settings
-from jaxtrader.data import Dataset, load_dataset, synthetic_dataset
+from jaxtrader.data import FEATURE_NAMES, Dataset, load_dataset, synthetic_dataset
 from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observations
 from jaxtrader.errors import ConfigError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
 from jaxtrader.program import build_program
 from jaxtrader.runs import TrainingRun, output_layout, start_run
+from jaxtrader.tracking.session import Tracking, recorded
 from jaxtrader.training import train as train_run
 
 
 def load_market(
-    data_dir: str | Path, symbols: Sequence[str] = ("SPY",), config: TrainingConfig | None = None
+    data_dir: str | Path,
+    symbols: Sequence[str] = ("SPY",),
+    config: TrainingConfig | None = None,
+    *,
+    feature_names: Sequence[str] = FEATURE_NAMES,
 ) -> Dataset:
     """Real bars from `data_dir/historical/<SYMBOL>/<timeframe>/data.parquet`.
 
     Args:
       config: its `data` section has the timeframe and the shares of the splits.
+      feature_names: what the agents see, in order; `jaxtrader.data.feature` registers more.
 
     Raises:
       DataError: a file is missing or malformed; the message names file, row and remedy.
@@ -48,12 +58,16 @@ def load_market(
         receptive_field=ActorCritic(config.network).receptive_field,
         fractions=(data.train_share, data.validation_share, data.test_share),
         minimum_bars=config.environment.episode_length + 1,
+        feature_names=tuple(feature_names),
         split_clock=data.split_clock,
     )
 
 
 def synthetic_market(
-    symbols: Sequence[str] = ("SYNTH",), config: TrainingConfig | None = None
+    symbols: Sequence[str] = ("SYNTH",),
+    config: TrainingConfig | None = None,
+    *,
+    feature_names: Sequence[str] = FEATURE_NAMES,
 ) -> Dataset:
     """The embedded synthetic market; `config.data` has its seed and its number of sessions."""
     config = config or TrainingConfig()
@@ -66,6 +80,7 @@ def synthetic_market(
         receptive_field=ActorCritic(config.network).receptive_field,
         fractions=(data.train_share, data.validation_share, data.test_share),
         minimum_bars=config.environment.episode_length + 1,
+        feature_names=tuple(feature_names),
     )
 
 
@@ -74,15 +89,21 @@ def train(
     seeds: Sequence[int] = (42,),
     config: TrainingConfig | None = None,
     *,
+    reward: RewardFunction | None = None,
     total_timesteps: int | None = None,
     output_dir: str | Path | None = None,
+    tracking: Tracking = "off",
     quiet: bool = False,
 ) -> TrainingRun:
     """Trains one agent per symbol and seed, all in one program.
 
     Args:
+      reward: a function of `envs.RewardStep` to f32[], in place of the config's reward preset.
+        Single weights in `config.reward.weights` are added to it; scale and clip stand.
       total_timesteps: environment steps of each seed; by default the config's.
       output_dir: where checkpoints and tables go; None keeps everything in memory.
+      tracking: "on" has MLflow follow what goes to `output_dir`, and "auto" where it is installed.
+        `python -m jaxtrader upload-runs` uploads any run in `output_dir` later.
       quiet: no progress display.
 
     Returns:
@@ -90,10 +111,20 @@ def train(
       `export_policy` take it from there.
     """
     config = replace_settings(config or TrainingConfig(), "ppo", total_timesteps=total_timesteps)
-    program = build_program(config, market)
+    program = build_program(config, market, reward=reward)
     steps = config.ppo.total_timesteps
-    run = start_run(program, tuple(seeds), steps, output_layout(output_dir))
-    train_run(run, steps, Console(quiet=quiet))
+    layout, console = output_layout(output_dir), Console(quiet=quiet)
+    if layout is None and tracking == "on":
+        raise ConfigError("tracking='on' needs output_dir: MLflow is sent what lies there")
+    with contextlib.ExitStack() as stack:
+        session = layout and stack.enter_context(
+            recorded(layout, "training", ["jaxtrader.train"], console, tracking)
+        )
+        run = start_run(program, tuple(seeds), steps, layout)
+        stack.callback(run.close)  # another run may now train into the same folder
+        if session:
+            session.trains(run, resumed=False)
+        train_run(run, steps, console)
     return run
 
 

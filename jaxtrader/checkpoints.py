@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from agents.learner import TrainState
 from jaxtrader.errors import CheckpointError
+from jaxtrader.files import write_whole
 
-FORMAT_VERSION = 1
-_METRIC = "validation_sharpe"
+FORMAT_VERSION = 2
+# Written last of all: a checkpoint is one when it has this list of what its files hold. Orbax alone
+# would restore numbers with a bit turned, and end in a flood of tracebacks on files cut short.
+_SUMS = "sha256.json"
+# A checkpoint is renamed to here before its files go: a kill can cut short the removal of a folder
+# but not a rename, and half a checkpoint must not look like a whole one.
+_DELETED = ".deleted"
+_SPARE_BYTES = 2**20  # what a checkpoint may take beside twice its arrays
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save at INFO and WARNING
+# Orbax reports every save at INFO and WARNING, and at ERROR what it raises anyway.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint cannot be read; an earlier one may be whole."""
-
-
-def _rank(metrics: Mapping[str, float]) -> float:
-    # A NaN would win Orbax's comparison.
-    value = metrics[_METRIC]
-    return value if math.isfinite(value) else -math.inf
 
 
 @dataclass(frozen=True)
@@ -42,28 +47,35 @@ class Checkpoint:
 
 
 class AgentCheckpoints:
-    """The checkpoints of one (symbol, seed), in one folder."""
+    """The checkpoints of one (symbol, seed), in one folder.
 
-    def __init__(self, folder: Path, keep_best: int = 3):
-        """Opens or creates `folder`; leftovers of a save that was killed are removed.
+    Each holds a state, its description, and the sha256 of every file of the two: whatever is not
+    what was written is damaged, and is not even parsed.
+    """
+
+    def __init__(self, folder: Path, keep_best: int = 3, *, read_only: bool = False):
+        """Opens or creates `folder`; leftovers of a save or removal that was killed are removed.
 
         Two latest checkpoints are kept, not one: agents are saved one after the other, so a kill
         between two saves must still leave an update that all of them have.
+
+        Args:
+          read_only: leave everything as it is, also what looks left over: another process may be
+            saving here.
         """
         self.folder = folder.absolute()
-        keep = [
-            checkpoint_managers.LatestN(2),
-            checkpoint_managers.BestN(get_metric_fn=_rank, n=keep_best),
-        ]
+        self._keep_best = keep_best
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-            best_fn=_rank,
-            best_mode="max",
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            todelete_subdir=None if read_only else _DELETED,
             enable_async_checkpointing=False,
+            create=not read_only,
+            read_only=read_only,
         )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._remove_deleted()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(
@@ -72,42 +84,77 @@ class AgentCheckpoints:
             ) from error
 
     def updates(self) -> list[int]:
-        """Updates that have a checkpoint, in ascending order."""
-        return sorted(self._manager.all_steps())
+        """Updates that have a whole checkpoint, in ascending order.
+
+        Raises:
+          CheckpointError: there is one of another format.
+        """
+        return [u for u in sorted(self._manager.all_steps()) if self._is_whole(u)]
 
     def save(
-        self, update: int, state: TrainState, meta: Mapping[str, Any], validation_sharpe: float
+        self,
+        update: int,
+        state: TrainState,
+        meta: Mapping[str, Any],
+        validation_sharpe: float | None,
     ) -> None:
         """Saves `state` as the checkpoint of `update`, complete or not at all.
+
+        Args:
+          meta: what else to remember, as JSON can hold it.
+          validation_sharpe: of the parameters in it; NaN where it is undefined, None keeps the
+            checkpoint from competing for the best.
 
         Raises:
           CheckpointError: the folder cannot be written (disk full, read-only).
         """
-        meta = {**meta, "format_version": FORMAT_VERSION, "update": update}
+        sharpe = None
+        if validation_sharpe is not None and math.isfinite(validation_sharpe):
+            sharpe = float(validation_sharpe)  # JSON knows no NaN
+        meta = {
+            **meta,
+            "format_version": FORMAT_VERSION,
+            "update": update,
+            "competes_for_best": validation_sharpe is not None,
+            "validation_sharpe": sharpe,
+            "state": _shapes(state),
+        }
+        self._require_space(update, state)
         try:
-            self._manager.save(
+            saved = self._manager.save(
                 update,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
                     meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
                 ),
-                metrics={_METRIC: float(validation_sharpe)},
             )
-        except (OSError, ValueError) as error:
+            if not saved:  # Orbax passes over an update that is not the latest
+                raise ValueError(f"there are later ones: {self.updates()}")
+            sums = _sums(self.folder / str(update))
+            write_whole(self.folder / str(update) / _SUMS, json.dumps(sums, indent=1))
+            self._delete(set(self.updates()) - self._kept())
+        except Exception as error:  # Orbax and TensorStore raise a dozen kinds for a full disk
             raise CheckpointError(
-                f"{self.folder}: checkpoint of update {update} could not be saved ({error}); "
-                "earlier checkpoints are intact"
+                f"{self.folder}: checkpoint of update {update} could not be saved "
+                f"({str(error)[:500]}); earlier checkpoints are intact. Make room and go on with "
+                "--resume, or choose another --output-dir"
             ) from error
 
     def validation_sharpe(self, update: int) -> float:
-        """The metric under which `update` was saved; NaN when it was undefined."""
-        metrics = self._manager.metrics(update)
-        return float(metrics[_METRIC]) if metrics else float("nan")
+        """The metric under which `update` was saved; NaN when it was undefined.
+
+        Raises:
+          DamagedCheckpointError: the description cannot be read.
+        """
+        value = self.read_meta(update).get("validation_sharpe")
+        return math.nan if value is None else value
 
     def ranking(self, last: int | None = None) -> list[int]:
         """Updates up to `last`, the best validation Sharpe ratio first.
 
-        Undefined ones rank below all others, and of equals the later one is better.
+        Undefined ones rank below all others, those that do not compete below these, and of equals
+        the later one is better. A damaged description comes first of all: it may have been the
+        best, and whoever takes the next has to hear of it.
 
         Raises:
           CheckpointError: there is no checkpoint.
@@ -117,24 +164,23 @@ class AgentCheckpoints:
             raise CheckpointError(
                 f"{self.folder}: no checkpoint found; train first (leave out --skip-training)"
             )
-        rank = {u: (_rank({_METRIC: self.validation_sharpe(u)}), u) for u in updates}
+        rank = {u: (*(self._score(u) or (True, math.inf)), u) for u in updates}
         return sorted(updates, key=rank.__getitem__, reverse=True)
 
-    def restore(
-        self, update: int, like: TrainState, expected: Mapping[str, Any] | None = None
-    ) -> Checkpoint:
+    def restore(self, update: int, like: TrainState) -> Checkpoint:
         """Restores one update.
 
         Args:
           like: a state, or the shapes of one, with the structure to expect.
-          expected: what the description must say, see `check_meta`; nothing in particular if None.
 
         Raises:
-          DamagedCheckpointError: it cannot be read.
-          CheckpointError: it is of another format, or not what is expected.
+          DamagedCheckpointError: it cannot be read, or is not what was saved.
+          CheckpointError: it is of another format, or its arrays are not shaped like `like`.
         """
+        where = f"{self.folder}/{update}"
+        self._verify(update)
         meta = self.read_meta(update)
-        check_meta(meta, expected or {}, f"{self.folder}/{update}")
+        check_meta(meta, {"state": _shapes(like)}, where)
         try:
             restored: Any = self._manager.restore(
                 update,
@@ -144,7 +190,7 @@ class AgentCheckpoints:
             )
         except Exception as error:  # Orbax raises a dozen kinds for a damaged file
             raise DamagedCheckpointError(
-                f"{self.folder}/{update}: cannot be restored, it is damaged: {str(error)[:500]}"
+                f"{where}: cannot be restored, it is damaged: {str(error)[:500]}"
             ) from error
         return Checkpoint(update, restored.state, meta)
 
@@ -152,41 +198,157 @@ class AgentCheckpoints:
         """The checkpoint's description, without its arrays.
 
         Raises:
-          DamagedCheckpointError: it cannot be read.
+          DamagedCheckpointError: it cannot be read, or is not what was saved.
           CheckpointError: it is of another format.
         """
-        path = self.folder / str(update) / "meta" / "metadata"
-        try:
-            meta = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DamagedCheckpointError(f"{path}: cannot be read ({error})") from error
-        if meta.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: has checkpoint format {meta.get('format_version')!r}, and this version "
-                f"of jaxtrader reads {FORMAT_VERSION}: use the version that trained it, or train "
-                "anew into another --output-dir"
-            )
+        self._verify(update, only="meta/metadata")
+        meta = self._parsed(update)
+        _check_format(meta, self.folder / str(update))
         return meta
 
     def forget_after(self, update: int) -> None:
-        """Deletes checkpoints later than `update`, before training goes on from there."""
-        for later in [u for u in self.updates() if u > update]:
-            self._manager.delete(later)
+        """Deletes checkpoints later than `update`, before training goes on from there.
+
+        Raises:
+          CheckpointError: the folder cannot be written.
+        """
+        try:
+            self._delete({u for u in self._manager.all_steps() if u > update})
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: checkpoints after update {update} cannot be removed ({error}); "
+                "make the folder writable, or copy it and name the copy's --output-dir"
+            ) from error
 
     def close(self) -> None:
         """Waits for what is under way and lets go of the folder."""
         self._manager.close()
+
+    def _require_space(self, update: int, state: TrainState) -> None:
+        """A full disk is better noticed here than by Orbax, which floods the screen over it."""
+        needed = _SPARE_BYTES + 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        disk = shutil.disk_usage(self.folder)
+        if disk.total and disk.free < needed:
+            raise CheckpointError(
+                f"{self.folder}: no space left for the checkpoint of update {update} "
+                f"({disk.free / 2**20:.1f} MiB free, {needed / 2**20:.1f} needed); earlier "
+                "checkpoints are intact. Free space and go on with --resume, or choose another "
+                "--output-dir"
+            )
+
+    def _kept(self) -> set[int]:
+        """The latest two and the best few; a damaged one is not among the best."""
+        scores = {u: self._score(u) for u in self.updates()}
+        best = sorted((u for u in scores if scores[u]), key=lambda u: (scores[u], u))
+        return {*sorted(scores)[-2:], *best[-self._keep_best :]}
+
+    def _score(self, update: int) -> tuple[bool, float] | None:
+        """Whether it competes for the best, and with what; None for a damaged description."""
+        try:
+            meta = self.read_meta(update)
+        except DamagedCheckpointError:
+            return None
+        sharpe = meta.get("validation_sharpe")
+        return bool(meta.get("competes_for_best")), -math.inf if sharpe is None else sharpe
+
+    def _is_whole(self, update: int) -> bool:
+        if (self.folder / str(update) / _SUMS).is_file():
+            return True
+        with contextlib.suppress(DamagedCheckpointError):  # a save that was killed
+            _check_format(self._parsed(update), self.folder / str(update))
+        return False
+
+    def _verify(self, update: int, only: str | None = None) -> None:
+        """Raises DamagedCheckpointError unless all files (or one) are what was saved."""
+        folder = self.folder / str(update)
+        written = _read_json(folder / _SUMS)
+        try:
+            found = _sums(folder, only)
+        except OSError as error:
+            raise DamagedCheckpointError(f"{folder}: cannot be read ({error})") from error
+        for name in sorted(written) if only is None else [only]:
+            if name not in found or found[name] != written.get(name):
+                what = "was changed" if name in found else "is missing"
+                raise DamagedCheckpointError(
+                    f"{folder}: cannot be restored, it is damaged: its file {name} {what}"
+                )
+
+    def _parsed(self, update: int) -> dict[str, Any]:
+        return _read_json(self.folder / str(update) / "meta" / "metadata")
+
+    def _delete(self, updates: set[int]) -> None:
+        for update in sorted(updates):
+            self._manager.delete(update)
+        self._remove_deleted()
+
+    def _remove_deleted(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / _DELETED)
+
+
+def _shapes(state: Any) -> dict[str, str]:
+    """Type and shape of every array by its path: `params/heads/actor/bias` -> `float32[7]`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _sums(folder: Path, only: str | None = None) -> dict[str, str]:
+    """sha256 of every file under `folder` (or of one) by its path there, but for their list's own.
+
+    Files are found by looking, never by names in the list, which might lead elsewhere.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if path.is_file() and name != _SUMS and only in (None, name)
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path}: cannot be read, it is damaged ({error})") from error
+
+
+def _check_format(meta: Mapping[str, Any], where: Path) -> None:
+    version = meta.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise CheckpointError(
+            f"{where}: has checkpoint format {version!r}, and this version of jaxtrader reads "
+            f"{FORMAT_VERSION}: "
+            + ("upgrade jaxtrader" if newer else "use the version that trained it")
+            + ", or train anew into another --output-dir"
+        )
 
 
 def check_meta(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
     """Compares what a checkpoint was made for with what is asked of it now.
 
     Raises:
-      CheckpointError: naming the first key that differs and both values.
+      CheckpointError: naming the first entry that differs and both values.
     """
-    for key, value in expected.items():
-        if checkpoint.get(key) != value:
-            raise CheckpointError(
-                f"{where}: was made with {key} = {checkpoint.get(key)!r}, and now it is {value!r}; "
-                "use the settings and data of that run, or train anew into another --output-dir"
-            )
+    for key, now in expected.items():
+        stored = checkpoint.get(key)
+        if stored == now:
+            continue
+        for form in (dict, list):
+            if isinstance(stored, form) and isinstance(now, form):
+                stored_entries, entries = _entries(key, stored), _entries(key, now)
+                absent = dict.fromkeys(stored_entries.keys() - entries.keys())
+                check_meta(stored_entries, {**entries, **absent}, where)
+        raise CheckpointError(
+            f"{where}: was made with {key} = {stored!r}, and now it is {now!r}; "
+            "use the settings and data of that run, or train anew into another --output-dir"
+        )
+
+
+def _entries(key: str, value: dict | list) -> dict[str, Any]:
+    """The entries of a section by their full names: `ppo.gamma`, `feature_names[3]`."""
+    if isinstance(value, dict):
+        return {f"{key}.{name}": entry for name, entry in value.items()}
+    return {f"{key}[{i}]": entry for i, entry in enumerate(value)}

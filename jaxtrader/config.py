@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.resources
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +23,15 @@ from jaxtrader.errors import ConfigError
 T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
+_LARGEST_INTEGER = 2**31 - 1  # the compiled programs count in 32 bits
+# What a message shows of a value is bounded: a few lines of YAML can stand for gigabytes of it.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 100, 100
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
-        raise ConfigError(f"{name} = {value!r}: must be {rule}")
+        raise ConfigError(f"{name} = {_short.repr(value)}: must be {rule}")
 
 
 def _require_positive(settings: object, *names: str) -> None:
@@ -47,12 +52,23 @@ def _require_share(settings: object, *names: str) -> None:
         _require(0.0 <= value <= 1.0, name, value, "between 0 and 1")
 
 
+def _require_representable(section: str, settings: object) -> None:
+    for name, value in vars(settings).items():
+        values = value.values() if isinstance(value, dict) else value
+        for number in values if isinstance(value, dict | tuple) else [value]:
+            if isinstance(number, float):
+                _require(math.isfinite(number), f"{section}.{name}", value, "finite")
+            elif isinstance(number, int) and name != "total_timesteps":
+                rule = f"at most {_LARGEST_INTEGER}"
+                _require(abs(number) <= _LARGEST_INTEGER, f"{section}.{name}", value, rule)
+
+
 def _require_known(where: str, keys: Iterable[Any], known: Sequence[str]) -> None:
     for key in keys:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(str(key)[:100], known, n=1, cutoff=0.0)
             raise ConfigError(
-                f"{where}: unknown key {key!r}; did you mean {nearest[0]!r}? "
+                f"{where}: unknown key {_short.repr(key)}; did you mean {nearest[0]!r}? "
                 f"Known keys: {', '.join(known)}"
             )
 
@@ -76,6 +92,7 @@ class DataConfig:
         _require_positive(
             self, "train_share", "validation_share", "test_share", "synthetic_sessions"
         )
+        _require_not_negative(self, "synthetic_seed")
         _require(
             math.isclose(sum(shares), 1.0),
             "train_share + validation_share + test_share",
@@ -151,7 +168,7 @@ class PPOConfig:
     batch_size: int = 256  # steps in a minibatch
     num_epochs: int = 10
     learning_rate: float = 3e-4
-    final_learning_rate: float | None = None  # reached linearly; none: constant
+    final_learning_rate: float | None = 0.0  # reached linearly; none: constant
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip_ratio: float = 0.2
@@ -171,8 +188,14 @@ class PPOConfig:
         )  # fmt: skip
         _require_share(self, "gamma", "gae_lambda", "entropy_hold")
         _require_not_negative(self, "value_coef", "entropy_coef")
+        for name in ("final_learning_rate", "final_entropy_coef"):
+            if getattr(self, name) is not None:
+                _require_not_negative(self, name)
         if self.target_kl is not None:
             _require_positive(self, "target_kl")
+        most = self.num_envs * self.rollout_steps * _LARGEST_INTEGER
+        steps = self.total_timesteps
+        _require(steps <= most, "total_timesteps", steps, f"at most {most}")
 
 
 @dataclass(frozen=True)
@@ -239,6 +262,8 @@ class TrainingConfig:
         dilations = network.dilations
         valid = len(dilations) > 0 and min(dilations) > 0
         _require(valid, "network.dilations", dilations, "one or more, each greater than 0")
+        for section in dataclasses.fields(self):
+            _require_representable(section.name, getattr(self, section.name))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as JSON and YAML hold them."""
@@ -267,28 +292,49 @@ def default_config_path(name: str = "phase3_ppo_baseline.yaml") -> Path:
     return packaged if packaged.is_file() else Path(__file__).parents[1] / "configs" / name
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values; of a key that is given twice the last would win in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(
+                        f"key {_short.repr(key.value)} in line {line} is already in line "
+                        f"{seen[key.tag, key.value]}; keep one of the two"
+                    )
+                seen[key.tag, key.value] = line
+        return node
+
+
 def load_config(path: str | Path) -> TrainingConfig:
     """Reads a YAML file; keys that are left out keep their defaults.
 
     Raises:
-      ConfigError: missing or malformed file, unknown key, wrong type or value out of range.
+      ConfigError: missing or malformed file, unknown or repeated key, wrong type or value out of
+        range.
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); pass a YAML file with --config, such as "
             f"{default_config_path()}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    except Exception as error:  # PyYAML lets the errors of its converters through
+        raise ConfigError(
+            f"{path}: is not valid YAML: {str(error)[:500] or type(error).__name__}"
+        ) from error
     return TrainingConfig.from_dict({} if values is None else values, str(path))
 
 
 def _fill(cls: type[T], values: Any, where: str) -> T:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected keys and values, found {values!r}")
+        raise ConfigError(f"{where}: expected keys and values, found {_short.repr(values)}")
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     _require_known(where, values, names)
@@ -310,21 +356,23 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+            known = ", ".join(map(str, arguments))
+            raise ConfigError(f"{where}: {_short.repr(value)} is not one of {known}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            raise ConfigError(f"{where}: expected a list, found {_short.repr(value)}")
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected keys and values, found {value!r}")
+            raise ConfigError(f"{where}: expected keys and values, found {_short.repr(value)}")
         return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 3e-4 (no dot) as a string
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif type(value) is hint:
         return value
-    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+    kind = getattr(hint, "__name__", hint)
+    raise ConfigError(f"{where}: expected {kind}, found {_short.repr(value)}")

@@ -21,3 +21,7 @@ class CheckpointError(JaxtraderError):
 
 class ExportError(JaxtraderError):
     """A policy could not be exported, or an exported file fails its checks."""
+
+
+class TrackingError(JaxtraderError):
+    """An MLflow store cannot be reached, or refuses what it is sent."""

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and folders that are never overwritten."""
+"""Files that are complete or absent, and folders that are written to by one process at a time."""
 
 from __future__ import annotations
 
@@ -38,6 +38,69 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def remove_leftovers(folder: Path, pattern: str = "*") -> None:
+    """Removes what a killed process wrote aside for files in `folder` and never renamed.
+
+    Only for files that no other process writes now.
+
+    Raises:
+      JaxtraderError: the folder cannot be written.
+    """
+    for leftover in folder.glob(f".{pattern}.tmp"):
+        try:
+            leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise JaxtraderError(
+                f"{leftover}: cannot be removed ({error.strerror}); make the folder writable, or "
+                "choose another --output-dir"
+            ) from error
+
+
+class Lock:
+    """A file that one process at a time can hold; the kernel frees it however that process ends."""
+
+    def __init__(self, path: Path, purpose: str):
+        """Takes the lock, or fails at once.
+
+        Args:
+          purpose: what the holder does, for the message: "trains seed 42 into out/".
+
+        Raises:
+          JaxtraderError: another holder has it, or the file cannot be written.
+        """
+        self._descriptor = -1
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise JaxtraderError(
+                f"{path}: cannot be written ({error.strerror}); free space or choose another "
+                "--output-dir. Earlier files are intact"
+            ) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise JaxtraderError(
+                f"{path}: another process {purpose}; wait until it is done, stop it, or choose "
+                "another --output-dir"
+            ) from error
+        except OSError:  # a network folder that cannot lock
+            self.close()
+
+    def close(self) -> None:
+        """Lets go. The file stays: removing it could take it from under the next holder."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = close
+
+
 def move_aside(path: Path) -> Path | None:
     """Renames an existing file or folder to `<name>.until-<timestamp>`; None when there is none.
 
@@ -54,6 +117,26 @@ def move_aside(path: Path) -> Path | None:
             f"{path}: cannot be moved aside ({error.strerror}); choose another --output-dir"
         ) from error
     return kept
+
+
+def new_folder(path: Path) -> Path:
+    """Makes the folder `path`, or `<path>-2`, ... where another process has made it already.
+
+    Raises:
+      JaxtraderError: it cannot be made.
+    """
+    while True:
+        folder = unused(path)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise JaxtraderError(
+                f"{folder}: cannot be made ({error.strerror}); free space or choose another "
+                "--output-dir. Earlier files are intact"
+            ) from error
 
 
 def unused(path: Path) -> Path:

@@ -38,6 +38,13 @@ class TableFile:
         """
         if rows.empty:
             return
+        if self._parts and list(self._parts[0].columns) != list(rows.columns):
+            differ = set(self._parts[0].columns) ^ set(rows.columns)
+            raise JaxtraderError(
+                f"{self.path}: has other columns than are to be added ({', '.join(sorted(differ))} "
+                "in one of the two); train on with the version that began it, or anew into "
+                "another --output-dir"
+            )
         if self.path is not None:
             first = not self.path.exists()
             try:
@@ -67,25 +74,47 @@ class TableFile:
             whole = text[: text.rfind("\n") + 1]
             if not whole:  # not even the header was finished
                 return
+            _check_widths(whole)
             # Only an empty field is no number: NA and 700 are symbols.
+            types = {"symbol": str, "seed": int, "update": int}
             table = pd.read_csv(
-                io.StringIO(whole), dtype={"symbol": str}, keep_default_na=False, na_values=[""]
+                io.StringIO(whole), dtype=types, keep_default_na=False, na_values=[""]
             )
+            if not set(types) <= set(table.columns):
+                raise ValueError(f"its columns are {', '.join(table.columns)}")
             self._parts = [table[table["update"] <= update]]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise JaxtraderError(
                 f"{self.path}: is needed to go on and cannot be read ({error}); restore it, or "
                 "train anew into another --output-dir"
             ) from error
 
     def rewrite(self) -> None:
-        """Makes the file hold what the table holds."""
+        """Makes the file hold what the table holds.
+
+        Raises:
+          JaxtraderError: the file cannot be written.
+        """
         if self.path is None:
             return
         if len(self.table):
             write_whole(self.path, self.table.to_csv(index=False, lineterminator="\n"))
-        else:  # the next append writes the header
+            return
+        try:  # the next append writes the header
             self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise JaxtraderError(
+                f"{self.path}: cannot be removed ({error.strerror}); make the folder writable, or "
+                "choose another --output-dir"
+            ) from error
+
+
+def _check_widths(text: str) -> None:
+    """Raises ValueError for a row cut short: pandas would make it a whole one, of NaN."""
+    commas = [line.count(",") for line in text.splitlines()]
+    for row, count in enumerate(commas):
+        if count != commas[0]:
+            raise ValueError(f"line {row + 1} has {count + 1} fields and not {commas[0] + 1}")
 
 
 class Journal:

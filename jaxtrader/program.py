@@ -24,7 +24,7 @@ from agents.ppo import PPOParams, PPOShape
 from envs.actions import neutral_directives, trading_limits
 from envs.curriculum import start_distribution
 from envs.execution import execution_params
-from envs.reward import reward_params
+from envs.reward import RewardFunction, reward_params
 from envs.trading import TradingEnv, TradingParams
 from jaxtrader.config import SPLITS, TrainingConfig
 from jaxtrader.data import Dataset
@@ -110,10 +110,16 @@ def hyperparameters(config: TrainingConfig, total_updates: int) -> Hyperparamete
     )
 
 
-def trading_params(config: TrainingConfig, dataset: Dataset, split: str) -> TradingParams:
+def trading_params(
+    config: TrainingConfig, dataset: Dataset, split: str, *, custom_reward: bool = False
+) -> TradingParams:
     """The environment's parameters on one split, stacked over symbols: leaves [S, ...].
 
     The market of a split holds its bars and the R - 1 bars before them, and nothing later.
+
+    Args:
+      custom_reward: whether the environment has a reward function, which then takes the place of
+        the config's preset.
 
     Raises:
       ConfigError: for settings the environment refuses.
@@ -163,6 +169,7 @@ def trading_params(config: TrainingConfig, dataset: Dataset, split: str) -> Trad
             reward=reward_params(
                 config.reward.preset,
                 weights=config.reward.weights,
+                custom=custom_reward,
                 pnl_scale=config.reward.pnl_scale,
                 discount=config.ppo.gamma,
                 reward_clip=config.reward.reward_clip,
@@ -265,6 +272,15 @@ class Program:
     params: dict[str, TradingParams]  # split -> leaves [S, ...]
     vectorize: bool
 
+    @property
+    def reward_function(self) -> str | None:
+        """Name of a custom reward's function, with its module; None without one."""
+        function = self.learner.env.reward
+        if function is None:
+            return None
+        named = function if hasattr(function, "__qualname__") else type(function)
+        return f"{named.__module__}.{named.__qualname__}"
+
     def initialize(
         self, keys: jax.Array, params: TradingParams, hyper: Hyperparameters
     ) -> TrainState:
@@ -301,15 +317,21 @@ class Program:
 
 
 def build_program(
-    config: TrainingConfig, dataset: Dataset, vectorize: bool | None = None
+    config: TrainingConfig,
+    dataset: Dataset,
+    vectorize: bool | None = None,
+    reward: RewardFunction | None = None,
 ) -> Program:
     """Checks the settings against the data and lays everything out on the device.
 
     Args:
       vectorize: see `over_agents`; by default, unless the backend is a CPU.
+      reward: takes the place of the config's reward preset; the config's single weights, its scale
+        and its clip stand.
 
     Raises:
-      ConfigError: settings that contradict each other or the data.
+      ConfigError: settings that contradict each other or the data, or a reward function that
+        returns more than one number.
     """
     networks = ActorCritic(config.network)
     if dataset.receptive_field != networks.receptive_field:
@@ -318,16 +340,27 @@ def build_program(
             f"the network's dilations make {networks.receptive_field}: build the dataset with "
             f"receptive_field={networks.receptive_field}"
         )
-    params = {split: trading_params(config, dataset, split) for split in SPLITS}
+    custom = reward is not None
+    params = {
+        split: trading_params(config, dataset, split, custom_reward=custom) for split in SPLITS
+    }
     first_symbol = jax.tree.map(lambda x: x[0], params["train"])
-    learner = Learner(
-        env=TradingEnv(first_symbol, window=networks.receptive_field),
-        networks=networks,
-        shape=ppo_shape(config),
-    )
+    env = TradingEnv(first_symbol, window=networks.receptive_field, reward=reward)
+    if custom:
+        _try_reward(env, first_symbol)
+    learner = Learner(env=env, networks=networks, shape=ppo_shape(config))
     if vectorize is None:
         vectorize = jax.default_backend() != "cpu"
     return Program(config, dataset, learner, params, vectorize)
+
+
+def _try_reward(env: TradingEnv, params: TradingParams) -> None:
+    """Traces one step, so that a mistake in a reward function is told before the long compile."""
+    start = env.initial_state(jnp.int32(0), jnp.int32(0), jnp.int32(1))
+    try:
+        jax.eval_shape(env.transition, start, jnp.int32(0), params)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def agent_keys(symbols: tuple[str, ...], seeds: tuple[int, ...]) -> jax.Array:

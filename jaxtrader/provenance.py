@@ -44,6 +44,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def packages() -> dict[str, str]:
+    """Versions of everything installed, as `pip freeze` lists it."""
+    described = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    return dict(sorted((d["Name"], d["Version"]) for d in described if d["Name"]))
+
+
 def machine() -> dict[str, str]:
     """What the program ran on."""
     device = jax.devices()[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import pandas as pd
 from rich.console import Console
 
 from agents.learner import HALT_REASONS, RUNNING, TrainState
-from jaxtrader.checkpoints import AgentCheckpoints, DamagedCheckpointError
+from jaxtrader.checkpoints import AgentCheckpoints, DamagedCheckpointError, check_meta
 from jaxtrader.config import TrainingConfig
 from jaxtrader.errors import CheckpointError
-from jaxtrader.files import move_aside
+from jaxtrader.files import Lock, move_aside, remove_leftovers
 from jaxtrader.journal import Journal
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import (
@@ -27,6 +27,7 @@ from jaxtrader.program import (
     hyperparameters,
     updates_for,
 )
+from jaxtrader.provenance import versions
 
 
 @dataclass(eq=False)
@@ -45,6 +46,7 @@ class TrainingRun:
     compile_seconds: float = 0.0  # first call less one later call of the same length
     train_seconds: float = 0.0  # time in the compiled program after the first call
     timed_steps: int = 0  # environment steps of all agents in that time
+    locks: tuple[Lock, ...] = ()  # that no other process trains these seeds in the same place
 
     @property
     def agents(self) -> Iterator[tuple[int, int, str, int]]:
@@ -83,9 +85,9 @@ class TrainingRun:
         return pd.concat([t.table for t in self.journal.episodes.values()], ignore_index=True)
 
     def close(self) -> None:
-        """Lets go of the checkpoint folders."""
-        for checkpoints in self.checkpoints.values():
-            checkpoints.close()
+        """Lets go of the folders; the run cannot be trained any further."""
+        for held in (*self.checkpoints.values(), *self.locks):
+            held.close()
 
 
 def agent_name(program: Program, symbol: str, seed: int) -> str:
@@ -96,19 +98,29 @@ def agent_name(program: Program, symbol: str, seed: int) -> str:
 def start_run(
     program: Program, seeds: tuple[int, ...], total_timesteps: int, layout: OutputLayout | None
 ) -> TrainingRun:
-    """New agents. What an earlier run left in the same place is moved aside."""
+    """New agents. What an earlier run left in the same place is moved aside.
+
+    Raises:
+      JaxtraderError: another process trains one of the seeds there, or the folder cannot be
+        written; what is in it is intact.
+    """
     symbols = program.dataset.symbols
     keys = agent_keys(symbols, seeds)
+    locks = _lock(layout, seeds)
     if layout is not None:
-        for seed in seeds:
-            move_aside(layout.logs(seed))
-            for symbol in symbols:
+        # Checkpoints first: a kill in between must not leave any whose tables are gone.
+        for symbol in symbols:
+            for seed in seeds:
                 move_aside(layout.checkpoints(symbol, seed))
                 for file in layout.policy_files(symbol, seed):
                     move_aside(file)
+        for seed in seeds:
+            move_aside(layout.logs(seed))
     hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
     state = program.initialize(keys, program.params["train"], hyper)
-    return _run(program, seeds, state, 0, layout)
+    run = _run(program, seeds, state, 0, layout)
+    run.locks = locks
+    return run
 
 
 def restore_run(
@@ -116,26 +128,37 @@ def restore_run(
 ) -> TrainingRun:
     """The agents at the latest update of which every one has a readable checkpoint.
 
+    Where a kill came before every agent had its first one, that is the beginning.
+
     Args:
       to_train: whether training goes on from there: later checkpoints and rows of the tables,
-        which only some agents have, are then dropped. Otherwise nothing on disk is touched.
+        which only some agents have, are then dropped. Otherwise nothing on disk is touched, and
+        another process may be training there.
 
     Raises:
       CheckpointError: no such update, or checkpoints of other settings or data.
+      JaxtraderError: to train, and another process does, or the folder cannot be written.
     """
     symbols = program.dataset.symbols
     for symbol in symbols:
         for seed in seeds:
             _require_checkpoints(layout, symbol, seed)
+    locks = _lock(layout, seeds) if to_train else ()
     shape = jax.eval_shape(
         program.initialize,
         agent_keys(symbols, seeds),
         program.params["train"],
         hyperparameters(program.config, 1),
     )
-    run = _run(program, seeds, shape, 0, layout)
+    run = _run(program, seeds, shape, 0, layout, read_only=not to_train)
+    run.locks = locks
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shape)
-    common = set.intersection(*(set(c.updates()) for c in run.checkpoints.values()))
+    found = [set(checkpoints.updates()) for checkpoints in run.checkpoints.values()]
+    common = set.intersection(*found)
+    if not common and to_train and len(set.union(*found)) <= 1:
+        run.close()
+        _warn("no agent, or not every one, has a first checkpoint yet: starting from the beginning")
+        return start_run(program, seeds, program.config.ppo.total_timesteps, layout)
     if not common:
         folders = ", ".join(str(c.folder) for c in run.checkpoints.values())
         raise CheckpointError(
@@ -146,8 +169,10 @@ def restore_run(
     problems = []
     for update in sorted(common, reverse=True):
         try:
+            for checkpoints in run.checkpoints.values():
+                _check_identity(checkpoints, update, expected)
             restored = {
-                place: checkpoints.restore(update, like, expected)
+                place: checkpoints.restore(update, like)
                 for place, checkpoints in run.checkpoints.items()
             }
         except DamagedCheckpointError as error:
@@ -161,8 +186,13 @@ def restore_run(
         run.journal.load(update)
         if to_train:
             _check_journal(run, layout)
+            _warn_of_versions(next(iter(restored.values())).meta.get("versions"))
             for checkpoints in run.checkpoints.values():
                 checkpoints.forget_after(update)
+            for seed in seeds:
+                remove_leftovers(layout.logs(seed))
+                for symbol in symbols:
+                    remove_leftovers(layout.agents(symbol), f"policy_seed_{seed}.*")
             run.journal.rewrite()
         _recall_best(run, like)
         return run
@@ -178,17 +208,59 @@ def stored_config(layout: OutputLayout, symbol: str, seed: int) -> TrainingConfi
       CheckpointError: there is none.
     """
     folder = _require_checkpoints(layout, symbol, seed)
-    checkpoints = AgentCheckpoints(folder)
+    checkpoints = AgentCheckpoints(folder, read_only=True)
+    problems = []
     try:
-        best = checkpoints.ranking()[0]
-        meta = checkpoints.read_meta(best)
+        for best in checkpoints.ranking():
+            try:
+                return _config_of(checkpoints.read_meta(best), f"{folder}/{best}")
+            except DamagedCheckpointError as error:
+                problems.append(str(error))
     finally:
         checkpoints.close()
-    return TrainingConfig.from_dict(meta["config"], f"{folder}/{best}")
+    raise CheckpointError(f"no checkpoint can be restored; train anew: {'; '.join(problems)}")
+
+
+def _config_of(meta: Mapping[str, Any], where: str) -> TrainingConfig:
+    """Settings that are newer than the checkpoint have their defaults, as they did without them."""
+    values: Any = meta.get("config")
+    return TrainingConfig.from_dict(values, where)
+
+
+def _check_identity(
+    checkpoints: AgentCheckpoints, update: int, expected: Mapping[str, Any]
+) -> None:
+    """Raises CheckpointError for a checkpoint of other settings, features or data."""
+    where = f"{checkpoints.folder}/{update}"
+    meta = checkpoints.read_meta(update)
+    check_meta({**meta, **_settings_identity(_config_of(meta, where))}, expected, where)
+
+
+def _warn_of_versions(stored: Mapping[str, str] | None) -> None:
+    now = versions()
+    differ = [
+        f"{name} {(stored or {}).get(name, 'unknown')}, now {now[name]}"
+        for name in now
+        if (stored or {}).get(name) != now[name]
+    ]
+    if differ:
+        _warn(
+            "the checkpoints were made by other versions, so that the run may not end on the same "
+            f"bits as an uninterrupted one: {'; '.join(differ)}"
+        )
+
+
+def _lock(layout: OutputLayout | None, seeds: Sequence[int]) -> tuple[Lock, ...]:
+    if layout is None:
+        return ()
+    return tuple(Lock(layout.lock(seed), f"trains seed {seed} there") for seed in seeds)
 
 
 def _check_journal(run: TrainingRun, layout: OutputLayout) -> None:
     """A seed's tables hold all symbols of one run: those of another must not be taken for its own.
+
+    Where rows are missing that were written before the checkpoint, it is said: the state is whole,
+    and only the record stays incomplete.
 
     Raises:
       CheckpointError: a later run with other symbols has put its tables in the same place.
@@ -200,14 +272,29 @@ def _check_journal(run: TrainingRun, layout: OutputLayout) -> None:
                 f"{', '.join(sorted(set(table.table['symbol'])))} and not of the run to resume; a "
                 "later run moved that one's tables aside: put them back, or train anew"
             )
+    halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
+    for s, k, symbol, seed in run.agents:
+        table = run.journal.updates[seed].table
+        rows = table.loc[table["symbol"] == symbol, "update"].tolist() if len(table) else []
+        last = halted_at[s, k] if halt[s, k] != RUNNING else run.update
+        missing = sorted(set(range(1, last + 1)) - set(rows))
+        if missing:
+            _warn(
+                f"{layout.updates(seed)}: lacks {len(missing)} of the {last} updates of {symbol} "
+                f"before the checkpoint, the first of them {missing[0]}; training goes on, and the "
+                "record stays incomplete unless you stop now and put the tables back"
+            )
 
 
 def _require_checkpoints(layout: OutputLayout, symbol: str, seed: int) -> Path:
     folder = layout.checkpoints(symbol, seed)
     if not folder.is_dir():
+        there = sorted(path.name for path in layout.agents(symbol).glob("seed_*") if path.is_dir())
+        others = [name for name in there if ".until-" not in name]
         raise CheckpointError(
-            f"{folder}: no checkpoints of {symbol} seed {seed}; train first (without --resume or "
-            "--skip-training), or name the --output-dir of the run that did"
+            f"{folder}: no checkpoints of {symbol} seed {seed}; there are "
+            f"{', '.join(others[:8]) or 'none of other seeds either'}; train first (without "
+            "--resume or --skip-training), or name the --output-dir of the run that did"
         )
     return folder
 
@@ -238,6 +325,8 @@ def _run(
     state: TrainState,
     update: int,
     layout: OutputLayout | None,
+    *,
+    read_only: bool = False,
 ) -> TrainingRun:
     symbols = program.dataset.symbols
     shape = (len(symbols), len(seeds))
@@ -245,7 +334,7 @@ def _run(
     if layout is not None:
         keep = program.config.checkpoints.keep_best
         checkpoints = {
-            (s, k): AgentCheckpoints(layout.checkpoints(symbol, seed), keep)
+            (s, k): AgentCheckpoints(layout.checkpoints(symbol, seed), keep, read_only=read_only)
             for s, symbol in enumerate(symbols)
             for k, seed in enumerate(seeds)
         }
@@ -265,16 +354,18 @@ def _run(
 
 def run_identity(program: Program) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it."""
-    config = program.config.to_dict()
     return {
-        "data_fingerprint": program.dataset.fingerprint,
         "feature_names": list(program.dataset.feature_names),
-        **{
-            section: jsonable(config[section])
-            for section in ("environment", "reward", "network", "guard")
-        },
-        "ppo": jsonable({k: v for k, v in config["ppo"].items() if k != "total_timesteps"}),
+        **_settings_identity(program.config),
+        "reward_function": program.reward_function,
+        "data_fingerprint": program.dataset.fingerprint,
     }
+
+
+def _settings_identity(config: TrainingConfig) -> dict[str, Any]:
+    sections = jsonable(config.to_dict())
+    del sections["ppo"]["total_timesteps"]
+    return {name: sections[name] for name in ("environment", "reward", "network", "guard", "ppo")}
 
 
 def jsonable(value: Any) -> Any:

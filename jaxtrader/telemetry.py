@@ -49,15 +49,16 @@ def episode_table(
       frame: columns that identify the episodes, [E] each; they come first.
 
     Definitions per episode of N steps, policy actions p, executed actions x:
-      policy_action_entropy, executed_action_entropy: of the histograms of p and x.
-      policy_distribution_entropy: mean over steps of the entropy of pi(.|s) over legal actions.
-      voluntary_trade_rate, forced_exit_ratio: voluntary and forced exits over their sum, 0 when
-        none closed; trades that the end of the episode closed count in neither.
-      sanitizer_trade_delta: (#p != HOLD - #x != HOLD by the policy's own decision) / N, in
-        percentage points; forced exits and sales at the episode's end are not the policy's.
-      action_repeat_violations: share of steps whose streak exceeded 3.
-      diversity_bonus: mean over steps, unweighted.
-      reward_<component>: weighted sum over the episode.
+
+    - policy_action_entropy, executed_action_entropy: of the histograms of p and x.
+    - policy_distribution_entropy: mean over steps of the entropy of `pi(.|s)` over legal actions.
+    - voluntary_trade_rate, forced_exit_ratio: voluntary and forced exits over their sum, 0 when
+      none closed; trades that the end of the episode closed count in neither.
+    - sanitizer_trade_delta: (#p != HOLD - #x != HOLD by the policy's own decision) / N, in
+      percentage points; forced exits and sales at the episode's end are not the policy's.
+    - action_repeat_violations: share of steps whose streak exceeded 3.
+    - diversity_bonus: mean over steps, unweighted.
+    - reward_<component>: weighted sum over the episode.
     """
     s = statistics
     steps = np.asarray(s.steps)
@@ -97,7 +98,7 @@ def episode_table(
         **{f"executed_{action.name}": executed[:, action] for action in Action},
         **{f"reason_{reason.name}": reasons[:, reason] for reason in Reason},
     }
-    for name in RewardComponents.names():
+    for name in weights.names():
         weight = float(getattr(weights, name))
         if weight:
             columns[f"reward_{name}"] = weight * np.asarray(getattr(s.components, name))

@@ -63,6 +63,7 @@ def train(
     every = program.config.checkpoints.every
     compiles = run.compile_seconds == 0.0
     seconds_per_update, latest_sharpe, stop = math.inf, None, False
+    announced: set[str] = set()
 
     with (
         _deferred_interrupt() as interrupted,
@@ -90,6 +91,10 @@ def train(
             due = run.update % every == 0 or run.update == total
             sharpe = _validate(run) if due else None
             record_updates(run, metrics, first_update, n, sharpe)
+            for name, reason in run.halted().items():
+                if name not in announced:
+                    announced.add(name)
+                    console.print(f"{name} {reason}; its last good state is kept", soft_wrap=True)
             if due or stop:
                 _save(run, sharpe)
             latest_sharpe = latest_sharpe if sharpe is None else sharpe
@@ -149,13 +154,17 @@ def _deferred_interrupt() -> Iterator[list[int]]:
 
 
 def _validate(run: TrainingRun) -> np.ndarray:
-    """Validates the current parameters and remembers those that are the best so far."""
+    """Validates the current parameters and remembers those that are the best so far.
+
+    Returns:
+      Sharpe ratios [S, K]; NaN where undefined, -inf where an agent halted before the validation
+      that came before: its parameters have been judged already.
+    """
     params = run.state.params
     sharpe = validation_sharpe(run.program, params)
-    # The parameters of a halted agent stay what they were when they were validated before.
     halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
     stale = (halt != RUNNING) & (halted_at <= run.update - run.program.config.checkpoints.every)
-    sharpe = np.where(stale, np.nan, sharpe)
+    sharpe = np.where(stale, -math.inf, sharpe)
     score = np.where(np.isfinite(sharpe), sharpe, -math.inf)
     better = (score >= run.best_sharpe) & ~stale
     host = jax.device_get(params)
@@ -188,9 +197,8 @@ def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
         # To the key checker, picking one of several keys uses them all; saving uses none.
         copy = dataclasses.replace(run.state, key=jax.random.clone(run.state.key))
         state = jax.tree.map(lambda x, s=s, k=k: x[s, k], copy)
-        checkpoints.save(
-            run.update, state, meta, math.nan if sharpe is None else float(sharpe[s, k])
-        )
+        own = -math.inf if sharpe is None else float(sharpe[s, k])
+        checkpoints.save(run.update, state, meta, None if own == -math.inf else own)
 
 
 def _statuses(run: TrainingRun, sharpe: np.ndarray | None) -> dict[str, AgentStatus]:

@@ -1,5 +1,7 @@
 """What every test runs under."""
 
+import shutil
+
 import pytest
 
 
@@ -22,3 +24,33 @@ def debug_key_reuse(compilation_cache):
 
     with jax.debug_key_reuse(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory):
+    """Made once: it takes a second or two."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_environment(monkeypatch):
+    """As in a process that only uploads, whatever the person who runs the tests has set."""
+    from jaxtrader.tracking.store import PROCESS_ENVIRONMENT
+
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, value in PROCESS_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    # mlflow checks its own sessions harder when it thinks that it is being tested.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+
+
+@pytest.fixture
+def root(tmp_path, empty_mlflow_database):
+    """An output folder with an MLflow database that has no run yet."""
+    shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
+    return tmp_path

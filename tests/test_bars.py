@@ -1,5 +1,6 @@
 """Bars: what is accepted is exact, what is refused is named. Sessions: known calendars."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -125,6 +126,17 @@ MALFORMED = {
     "open above high": (spoil("open", 5, 150.0), r"row 5 .*'open' is outside"),
     "close below low": (spoil("close", 0, 50.0), r"row 0 .*'close' is outside"),
     "negative volume": (spoil("volume", 2, -1.0), r"row 2 .*'volume' is negative"),
+    "mixed offsets": (
+        lambda d: d.assign(timestamp=["2024-03-04T14:30+00:00", "2024-03-04T10:30-05:00"] * 3),
+        r"'timestamp' holds .*string.*even different ones.*pd.to_datetime.*utc=True",
+    ),
+    "nanoseconds for microseconds": (
+        stamps(lambda t: (t.astype("int64") * 1000).astype("M8[us]").dt.tz_localize("UTC")),
+        r"row 0 \(56143.*'timestamp' is not in the years.*another unit",
+    ),
+    "price beyond 32 bits": (spoil("high", 2, 1e39), r"row 2 .*'high' is not between 1e-15"),
+    "price too small to divide by": (spoil("low", 2, 1e-300), r"row 2 .*'low' is not between"),
+    "endless volume": (spoil("volume", 2, 1e300), r"row 2 .*'volume' is above 1e\+18"),
     "NaN volume in part": (spoil("volume", 2, np.nan), r"row 2 .*'volume' is not a finite"),
     "infinite volume": (spoil("volume", 2, np.inf), r"row 2 .*'volume' is not a finite"),
 }
@@ -155,6 +167,51 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
         with pytest.raises(DataError, match="cut short") as caught:
             read_bars(tmp_path, "SPY")
         assert str(path) in str(caught.value)
+
+
+def test_damage_anywhere_is_read_as_bars_or_refused_by_name(tmp_path):
+    """Bits turned and stretches overwritten, at random places of compressed and plain files."""
+    rng = np.random.default_rng(0)
+    path = store(tmp_path, frame(300))
+    plain = tmp_path / "plain.parquet"
+    frame(300).to_parquet(plain, index=False, compression=None)
+    refused = 0
+    for whole in (path.read_bytes(), plain.read_bytes()):
+        for _ in range(150):
+            content = bytearray(whole)
+            place, length = int(rng.integers(len(content))), int(rng.integers(1, 9))
+            content[place : place + length] = rng.bytes(length)
+            path.write_bytes(bytes(content))
+            refused += 1
+            with contextlib.suppress(DataError):
+                assert len(read_bars(tmp_path, "SPY")) > 0
+                refused -= 1
+    assert refused > 50
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / "historical" / "SPY" / "1Hour" / "data.parquet").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"data\.parquet: is not a file; write the bars as one"):
+        read_bars(tmp_path, "SPY")
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    store(tmp_path, frame())
+    monkeypatch.setattr(type(tmp_path), "is_dir", refuse)
+    with pytest.raises(DataError, match=r"cannot be looked at \(Permission denied\); check"):
+        read_bars(tmp_path, "SPY")
+    monkeypatch.undo()
+    monkeypatch.setattr(type(tmp_path), "is_file", refuse)
+    with pytest.raises(DataError, match=r"data\.parquet: cannot be looked at"):
+        read_bars(tmp_path, "SPY")
+
+
+def test_a_name_longer_than_a_disk_allows(tmp_path):
+    with pytest.raises(DataError, match="File name too long"):
+        read_bars(tmp_path / ("x" * 300), "SPY")
 
 
 def test_a_damaged_page_is_an_error_of_ours(tmp_path):

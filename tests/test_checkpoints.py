@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from small_runs import (
     with_settings,
 )
 
+from envs import RewardStep
+from jaxtrader import runs
 from jaxtrader.checkpoints import (
     FORMAT_VERSION,
     AgentCheckpoints,
@@ -129,6 +133,16 @@ def test_a_state_comes_back_bit_for_bit_with_typed_keys(tmp_path):
         "number": 0.1,
         "update": 10,
         "format_version": FORMAT_VERSION,
+        "competes_for_best": True,
+        "validation_sharpe": 1.5,
+        "state": {
+            "halted": "bool[]",
+            "key": "key<fry>[]",
+            "keys": "key<fry>[3]",
+            "nan": "float32[]",
+            "params/kernel": "float32[2, 3]",
+            "update": "int32[]",
+        },
     }
     chex.assert_trees_all_equal(bits(restored.state), bits(state))
     for name in ("key", "keys"):
@@ -144,13 +158,41 @@ def test_a_description_is_read_without_the_arrays(tmp_path):
     assert checkpoints.read_meta(10)["data"] == "x"
 
 
-def test_another_format_is_refused_by_its_number(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [(1, "use the version that trained it"), (FORMAT_VERSION + 1, "upgrade jaxtrader")],
+)
+def test_another_format_is_refused_by_its_number(tmp_path, version, remedy):
     checkpoints = save_all(tmp_path, [1.0])
     path = tmp_path / "10" / "meta" / "metadata"
     meta = json.loads(path.read_text())
-    path.write_text(json.dumps({**meta, "format_version": FORMAT_VERSION + 1}))
-    with pytest.raises(CheckpointError, match="has checkpoint format 2, and this version"):
+    path.write_text(json.dumps({**meta, "format_version": version}))
+    sums = tmp_path / "10" / "sha256.json"
+    if version == 1:  # which had none
+        sums.unlink()
+        with pytest.raises(CheckpointError, match=f"has checkpoint format {version}, .*{remedy}"):
+            checkpoints.updates()
+        return
+    own = {"meta/metadata": hashlib.sha256(path.read_bytes()).hexdigest()}
+    sums.write_text(json.dumps(json.loads(sums.read_text()) | own))
+    with pytest.raises(CheckpointError, match=f"has checkpoint format {version}, .*{remedy}"):
         checkpoints.restore(10, saved_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": {"kernel": jnp.zeros((3, 3))}}, r"params/kernel = 'float32\[2, 3\]', and now"),
+        ({"update": jnp.float32(3)}, r"update = 'int32\[\]', and now it is 'float32\[\]'"),
+        ({"more": jnp.int32(0)}, r"more = None, and now it is 'int32\[\]'"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused_by_name(tmp_path, change, message):
+    """Left to itself, Orbax would cast the second without a word."""
+    checkpoints = save_all(tmp_path, [1.0])
+    with pytest.raises(CheckpointError, match=rf"was made with state\.{message}") as caught:
+        checkpoints.restore(10, {**saved_state(), **change})
+    assert not isinstance(caught.value, DamagedCheckpointError)
 
 
 def test_a_difference_is_named_with_both_values():
@@ -162,6 +204,24 @@ def test_a_difference_is_named_with_both_values():
     assert "--output-dir" in message
     with pytest.raises(CheckpointError, match="was made with seed = None"):
         check_meta({}, {"seed": 2}, "here")
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "message"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "x.b = 2, and now it is 3"),
+        ({"a": 1}, {"a": 1, "b": 3}, "x.b = None, and now it is 3"),
+        ({"a": 1, "b": 2}, {"a": 1}, "x.b = 2, and now it is None"),
+        (["close", "rsi"], ["close", "macd"], "x[1] = 'rsi', and now it is 'macd'"),
+        (["close", "rsi"], ["close"], "x[1] = 'rsi', and now it is None"),
+        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}, "x.a.b[1] = 2, and now it is 3"),
+        ([1], {"a": 1}, "x = [1], and now it is {'a': 1}"),
+    ],
+)
+def test_a_difference_within_a_section_is_named_alone(stored, now, message):
+    with pytest.raises(CheckpointError) as caught:
+        check_meta({"x": stored}, {"x": now}, "here")
+    assert f"here: was made with {message}; " in str(caught.value)
 
 
 def damage(folder: Path) -> None:
@@ -178,8 +238,109 @@ def test_damage_is_an_error_of_its_own(tmp_path):
     with pytest.raises(DamagedCheckpointError, match="10: cannot be restored, it is damaged"):
         checkpoints.restore(10, saved_state())
     (tmp_path / "20" / "meta" / "metadata").write_text("{")
-    with pytest.raises(DamagedCheckpointError, match="cannot be read"):
+    with pytest.raises(DamagedCheckpointError, match="its file meta/metadata was changed"):
         checkpoints.restore(20, saved_state())
+
+
+def test_whichever_file_is_damaged_nothing_wrong_comes_back(tmp_path):
+    """One file at a time: gone, empty, cut short, or with some bits turned in its middle.
+
+    It is an error that makes way for an earlier checkpoint, and that one is whole.
+    """
+    whole = tmp_path / "whole"
+    save_all(whole, [1.0, 2.0]).close()
+    expected = bits(saved_state())
+    for file in sorted(path for path in (whole / "20").rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        middle = len(content) // 2
+        turned = content[:middle] + bytes(b ^ 0x15 for b in content[middle:][:8])
+        for damaged in (None, b"", content[:middle], turned + content[len(turned) :]):
+            copy = tmp_path / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(whole, copy)
+            broken = copy / file.relative_to(whole)
+            broken.unlink()
+            if damaged is not None:
+                broken.write_bytes(damaged)
+            checkpoints = AgentCheckpoints(copy, read_only=True)
+            listed = set(checkpoints.ranking())
+            assert listed == ({10} if damaged is None and file.name == "sha256.json" else {10, 20})
+            chex.assert_trees_all_equal(
+                bits(checkpoints.restore(10, saved_state()).state), expected
+            )
+            with pytest.raises(DamagedCheckpointError, match=re.escape(str(copy / "20"))):
+                checkpoints.restore(20, saved_state())
+            checkpoints.close()
+
+
+def test_a_bit_turned_in_the_numbers_is_noticed(tmp_path):
+    """Orbax itself would restore it."""
+    state = {"big": jax.random.normal(jax.random.key(1), (64, 64))}
+    checkpoints = AgentCheckpoints(tmp_path)
+    checkpoints.save(10, state, {}, 1.0)
+    largest = max((tmp_path / "10").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(bytes(content))
+    with pytest.raises(DamagedCheckpointError, match=rf"{largest.name} was changed"):
+        checkpoints.restore(10, state)
+
+
+def test_a_damaged_description_is_not_passed_over_in_silence(tmp_path):
+    """It may have been the best: it comes first, so that its user hears of it; and it is kept no
+    longer than any other that is not among the best."""
+    checkpoints = save_all(tmp_path, [9.0, 1.0, 2.0])
+    (tmp_path / "10" / "meta" / "metadata").write_text("{}")
+    assert checkpoints.ranking() == [10, 30, 20]
+    with pytest.raises(DamagedCheckpointError):
+        checkpoints.validation_sharpe(10)
+    checkpoints.save(40, saved_state(), {}, 0.0)
+    assert checkpoints.updates() == [20, 30, 40]
+
+
+def test_what_does_not_compete_ranks_last_and_is_kept_as_the_latest_only(tmp_path):
+    checkpoints = AgentCheckpoints(tmp_path, keep_best=1)
+    for update, sharpe in ((10, NAN), (11, None), (20, NAN), (21, None)):
+        checkpoints.save(update, saved_state(), {}, sharpe)
+    assert checkpoints.updates() == [20, 21]
+    assert checkpoints.ranking() == [20, 21]
+    checkpoints.save(30, saved_state(), {}, -1.0)
+    checkpoints.save(31, saved_state(), {}, None)
+    assert checkpoints.ranking() == [30, 31]
+
+
+def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    """The rename has happened, some of the files are gone, and then comes the kill."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder):
+        [file, *_] = (path for path in Path(folder).rglob("metadata") if path.is_file())
+        file.unlink()
+        raise Killed
+
+    checkpoints = save_all(tmp_path, [1.0, 2.0, 3.0], keep_best=1)
+    assert checkpoints.updates() == [20, 30]
+    monkeypatch.setattr("jaxtrader.checkpoints.shutil.rmtree", killed)
+    with pytest.raises(Killed):
+        checkpoints.save(40, saved_state(), {}, 4.0)
+    monkeypatch.undo()
+    for read_only in (True, False):
+        again = AgentCheckpoints(tmp_path, 1, read_only=read_only)
+        assert again.updates() == [30, 40]
+        for update in again.updates():
+            again.restore(update, saved_state())
+        assert any(tmp_path.rglob("20")) == read_only  # whoever may write clears up
+        again.close()
+
+
+def test_saving_an_earlier_update_is_an_error(tmp_path):
+    """Orbax would leave it out and say nothing."""
+    checkpoints = save_all(tmp_path, [1.0, 2.0])
+    with pytest.raises(CheckpointError, match=r"update 15 could not .*later ones: \[10, 20\]"):
+        checkpoints.save(15, saved_state(), {}, 1.0)
+    assert checkpoints.updates() == [10, 20]
 
 
 def test_a_save_that_fails_says_that_earlier_ones_are_intact(tmp_path, monkeypatch):
@@ -204,8 +365,17 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
 
 def test_leftovers_of_a_killed_save_are_no_checkpoints(tmp_path):
     save_all(tmp_path, [1.0]).close()
-    shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp-123")
-    assert AgentCheckpoints(tmp_path).updates() == [10]
+    leftover = tmp_path / "20.orbax-checkpoint-tmp-123"
+    shutil.copytree(tmp_path / "10", leftover)
+    # To a reader they may as well be what another process is saving.
+    looking = AgentCheckpoints(tmp_path, read_only=True)
+    assert looking.updates() == [10]
+    looking.close()
+    assert leftover.is_dir()
+    checkpoints = AgentCheckpoints(tmp_path)
+    assert checkpoints.updates() == [10]
+    checkpoints.save(20, saved_state(), {}, 1.0)
+    assert not leftover.exists()
 
 
 # -------------------------------------------------------------------------- in a training run
@@ -328,16 +498,25 @@ def other_data():
     return build_program(small().config, dataclasses.replace(dataset, close=close))
 
 
+def own_reward(step: RewardStep) -> jax.Array:
+    return step.account_after.equity
+
+
 @pytest.mark.parametrize(
     ("other", "key"),
     [
-        (lambda: with_settings(small(), "network", hidden=12), "network"),
-        (other_features, "data_fingerprint"),
+        (lambda: with_settings(small(), "network", hidden=12), "network.hidden"),
+        (other_features, "feature_names[22]"),
         (other_data, "data_fingerprint"),
-        (lambda: with_settings(small(), "reward", preset="log_wealth"), "reward"),
-        (lambda: with_settings(small(), "environment", costs="free"), "environment"),
-        (lambda: with_settings(small(), "ppo", learning_rate=1e-3), "ppo"),
-        (lambda: with_settings(small(), "guard", threshold=0.1), "guard"),
+        (lambda: with_settings(small(), "reward", preset="log_wealth"), "reward.preset"),
+        (lambda: with_settings(small(), "environment", costs="free"), "environment.costs"),
+        (lambda: with_settings(small(), "ppo", learning_rate=1e-3), "ppo.learning_rate"),
+        (lambda: with_settings(small(), "ppo", num_envs=4), "ppo.num_envs"),
+        (lambda: with_settings(small(), "guard", threshold=0.1), "guard.threshold"),
+        (
+            lambda: build_program(small().config, market("BBB"), reward=own_reward),
+            "reward_function",
+        ),
     ],
 )
 @pytest.mark.parametrize("to_train", [False, True])
@@ -374,11 +553,80 @@ def test_without_checkpoints_the_error_says_how_to_go_on(tmp_path):
 
 
 def test_a_seed_without_checkpoints_is_named(copied):
-    with pytest.raises(CheckpointError, match="no checkpoints of BBB seed 5"):
+    with pytest.raises(CheckpointError, match="no checkpoints of BBB seed 5; there are seed_1337"):
         restore_run(small(), (SEED, 5), copied, to_train=False)
     copied.checkpoints("BBB", 5).mkdir()
     with pytest.raises(CheckpointError, match="no update has a checkpoint of every agent"):
         restore_run(small(), (SEED, 5), copied, to_train=False)
+
+
+@pytest.mark.parametrize("to_train", [False, True])
+def test_settings_that_are_newer_than_the_checkpoint_have_their_defaults(copied, to_train):
+    """An older version that did not know `block_length` trained it."""
+    for path in copied.checkpoints("BBB", SEED).glob("[0-9]*"):
+        meta, sums = path / "meta" / "metadata", path / "sha256.json"
+        stored = json.loads(meta.read_text())
+        for section in (stored["config"]["guard"], stored["guard"]):
+            del section["max_rescues"]
+        meta.write_text(json.dumps(stored))
+        own = {"meta/metadata": hashlib.sha256(meta.read_bytes()).hexdigest()}
+        sums.write_text(json.dumps(json.loads(sums.read_text()) | own))
+    assert stored_config(copied, "BBB", SEED) == small().config
+    assert restored(copied, to_train=to_train).update == 7
+    with pytest.raises(CheckpointError, match=r"guard\.max_rescues = 2, and now it is 9"):
+        restored(copied, program=with_settings(small(), "guard", max_rescues=9))
+
+
+def test_other_versions_go_on_and_say_so(copied, monkeypatch, capsys):
+    assert restored(copied, to_train=True).update == 7
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(runs, "versions", lambda: {"python": "3.99.0", "jax": "9.9", "new": "1"})
+    assert restored(copied, to_train=True).update == 7
+    error = " ".join(capsys.readouterr().err.split())
+    assert "may not end on the same bits" in error
+    assert f"jax {jax.__version__}, now 9.9" in error
+    assert "new unknown, now 1" in error
+
+
+def test_the_settings_come_from_the_next_best_where_the_best_is_damaged(copied):
+    folder = copied.checkpoints("BBB", SEED)
+    [best, *others] = AgentCheckpoints(folder, read_only=True).ranking()
+    (folder / str(best) / "meta" / "metadata").write_text("")
+    assert stored_config(copied, "BBB", SEED) == small().config
+    for other in others:
+        (folder / str(other) / "meta" / "metadata").write_text("")
+    with pytest.raises(CheckpointError, match="no checkpoint can be restored; train anew"):
+        stored_config(copied, "BBB", SEED)
+
+
+def test_rows_that_are_gone_from_the_tables_are_missed(copied, capsys):
+    """The state is whole and training goes on, but nobody is to believe the record is."""
+    path = copied.updates(SEED)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], *lines[5:]]))  # of updates 1 to 7, the third and fourth
+    assert restored(copied, to_train=True).update == 7
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{path}: lacks 2 of the 7 updates of BBB" in error
+    assert "the first of them 3;" in error
+    path.unlink()
+    assert restored(copied, to_train=True).update == 7
+    assert "lacks 7 of the 7 updates" in " ".join(capsys.readouterr().err.split())
+    path.write_text(lines[0] + lines[1].replace("BBB", "SPY"))
+    with pytest.raises(CheckpointError, match="is the record of SPY and not of the run to resume"):
+        restored(copied, to_train=True)
+
+
+def test_what_a_killed_process_wrote_aside_goes(copied):
+    asides = [
+        copied.updates(SEED).with_name(".updates.csv.77.tmp"),
+        copied.policy("BBB", SEED).with_name(f".policy_seed_{SEED}.pt.77.tmp"),
+    ]
+    for path in asides:
+        path.write_text("half")
+    restored(copied)
+    assert all(path.exists() for path in asides)
+    restored(copied, to_train=True)
+    assert not any(path.exists() for path in asides)
 
 
 def test_the_settings_come_back_from_the_best_checkpoint(finished):

@@ -142,6 +142,16 @@ def test_a_wrong_type_names_file_key_and_value(written, text, where, found):
         ("network: {hidden: -4}", "network.hidden"),
         ("network: {dilations: []}", "network.dilations"),
         ("network: {dilations: [1, 0]}", "network.dilations"),
+        ("network: {logit_cap: .inf}", "network.logit_cap"),
+        ("ppo: {learning_rate: .inf}", "ppo.learning_rate"),
+        ("ppo: {final_learning_rate: -1}", "final_learning_rate"),
+        ("ppo: {final_entropy_coef: .nan}", "final_entropy_coef"),
+        ("ppo: {num_envs: 9999999999}", "ppo.num_envs"),
+        ("ppo: {total_timesteps: 99999999999999999}", "total_timesteps"),
+        ("environment: {add_threshold: .nan}", "environment.add_threshold"),
+        ("reward: {weights: {hold: .inf}}", "reward.weights"),
+        ("guard: {threshold: .nan}", "guard.threshold"),
+        ("data: {synthetic_seed: -1}", "synthetic_seed"),
     ],
 )
 def test_a_value_out_of_range_names_file_key_and_rule(written, text, key):
@@ -170,6 +180,68 @@ def test_malformed_yaml_is_an_error_of_the_family(written, text):
         load_config(path)
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, JaxtraderError)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("ppo: {gamma: 0.9}\nguard: {}\nppo: {gamma: 0.8}\n", "ppo", (1, 3)),
+        ("ppo:\n  gamma: 0.9\n  'gamma': 0.8\n", "gamma", (2, 3)),
+        ("reward: {weights: {hold: 1, hold: 1}}", "hold", (1, 1)),
+    ],
+)
+def test_a_key_given_twice_names_itself_and_both_lines(written, text, key, lines):
+    """YAML's own reader would take the last and say nothing."""
+    path = written(text)
+    with pytest.raises(ConfigError, match="is not valid YAML") as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert f"key '{key}' in line {lines[1]} is already in line {lines[0]}" in message
+    assert "keep one" in message
+
+
+def test_a_key_may_override_what_it_is_merged_with(written):
+    text = "ppo: &base {gamma: 0.9, clip_ratio: 0.3}\n"
+    config = load_config(written(f"{text}guard: {{}}\n"))
+    assert (config.ppo.gamma, config.ppo.clip_ratio) == (0.9, 0.3)
+    merged = written("network: &n {channels: 8}\nppo: {<<: {gamma: 0.9}, gamma: 0.8}\n")
+    assert load_config(merged).ppo.gamma == 0.8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ppo: {gamma: !!int 'x'}",  # each lets another error of Python's through
+        "ppo: {gamma: !!float 'x'}",
+        "ppo: {gamma: !!bool maybe}",
+        "ppo: {gamma: !!timestamp x}",
+        "data: {synthetic_seed: 2024-13-45}",
+        "ppo: {gamma: " + "9" * 5000 + "}",
+        "[" * 5000,
+        "ppo: {{}: 1}",
+        "ppo: *unknown",
+        "--- {}\n--- {}\n",
+        "ppo: \x00",
+    ],
+)
+def test_whatever_the_reader_stumbles_over_is_an_error_of_the_family(written, text):
+    path = written(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_message_does_not_repeat_gigabytes(written):
+    """A few lines that stand for 10^9 strings, and one that holds itself."""
+    nested = "&a0 [x, x, x, x, x, x, x, x, x, x]"
+    for i in range(1, 9):
+        nested = f"&a{i} [{nested}, {', '.join([f'*a{i - 1}'] * 9)}]"
+    for text in (f"ppo: {{gamma: {nested}}}", f"x: {nested}", "ppo: {gamma: &a [*a]}"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(written(text))
+        assert len(str(caught.value)) < 1000
 
 
 def test_bytes_that_are_not_text(tmp_path):

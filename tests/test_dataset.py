@@ -272,6 +272,10 @@ def test_symbols_that_do_not_go_together_are_refused(tmp_path):
         dataset_from_bars([bars, dataclasses.replace(bars, symbol="B", synthetic=False)])
     with pytest.raises(DataError, match=r"SYNTH .*1400 bars leave .*each split needs 300"):
         dataset_from_bars([bars], minimum_bars=300)
+    for clock, name in (("own", r"SYNTH \(synthetic"), ("shared", r"SYNTH \(synth.*, B \(synth")):
+        short = [cut(bars, slice(0, 40)), cut(synthetic_bars("B", sessions=200), slice(0, 40))]
+        with pytest.raises(DataError, match=f"^{name}.*: no bar is left after the warm-up"):
+            dataset_from_bars(short, split_clock=clock)
     with pytest.raises(ConfigError, match="split_clock 'theirs'"):
         dataset_from_bars([bars], split_clock="theirs")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="unknown feature"):

@@ -12,12 +12,14 @@ from jaxtrader.data import (
     Bars,
     DailySentiment,
     compute_features,
+    find_lookahead,
     read_bars,
     read_sentiment,
     sessions_of,
     synthetic_bars,
     warm_up_bars,
 )
+from jaxtrader.data.lookahead import noise_after
 from jaxtrader.errors import ConfigError, DataError
 
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
@@ -103,31 +105,18 @@ def test_fewer_bars_than_the_warm_up_are_all_nan():
 # --------------------------------------------------------------------------------- no look-ahead
 
 
-def noisy_after(bars: Bars, last: int, seed: int) -> Bars:
-    """The same bars up to `last`, and others of quite another scale after it."""
-    rng = np.random.default_rng(seed)
-    later = len(bars) - last - 1
-    prices = np.sort(np.exp(rng.normal(3.0, 2.0, (4, later))), axis=0)
-    columns = dict(zip(("low", "open", "close", "high"), prices, strict=True))
-    columns["volume"] = np.where(rng.random(later) < 0.3, 0.0, rng.lognormal(5.0, 5.0, later))
-    spliced = {
-        name: np.concatenate([getattr(bars, name)[: last + 1], values])
-        for name, values in columns.items()
-    }
-    return dataclasses.replace(bars, **spliced)
-
-
 @pytest.mark.parametrize("make", [stock, coin])
 def test_no_feature_sees_a_later_bar(make):
     bars = make()
     score = sentiment_for(bars)
     features = compute_features(bars, score)
     for last in [*range(0, 80, 7), *range(80, len(bars) - 1, 37), len(bars) - 2]:
-        other = compute_features(noisy_after(bars, last, seed=last), score)
+        other = compute_features(noise_after(bars, last, seed=last), score)
         for i, name in enumerate(FEATURE_NAMES):
             same = features[: last + 1, i].tobytes() == other[: last + 1, i].tobytes()
             assert same, f"{name} at bar {last} depends on later bars"
     assert not np.array_equal(features, other, equal_nan=True)
+    assert find_lookahead(bars, sentiment=score) == {}
 
 
 @pytest.mark.parametrize("make", [stock, coin])

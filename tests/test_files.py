@@ -3,12 +3,24 @@
 import errno
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from jaxtrader import files
 from jaxtrader.errors import JaxtraderError
-from jaxtrader.files import move_aside, timestamp, write_whole
+from jaxtrader.files import (
+    Lock,
+    move_aside,
+    new_folder,
+    remove_leftovers,
+    timestamp,
+    write_whole,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_write_whole_makes_folders_and_replaces(tmp_path):
@@ -108,6 +120,92 @@ def test_move_aside_that_fails_says_so(tmp_path, monkeypatch):
         move_aside(folder)
     assert "--output-dir" in str(caught.value)
     assert folder.is_dir()
+
+
+def test_a_new_folder_is_nobody_elses(tmp_path, monkeypatch):
+    path = tmp_path / "reports" / "20260131T235959Z"
+    assert new_folder(path) == path
+    assert new_folder(path).name == "20260131T235959Z-2"
+    # Another process makes it between the look and the making.
+    taken = iter([path, path.with_name("20260131T235959Z-3")])
+    monkeypatch.setattr(files, "unused", lambda path: next(taken))
+    assert new_folder(path).name == "20260131T235959Z-3"
+    assert len(list(path.parent.iterdir())) == 3
+
+
+def test_a_new_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "reports").write_text("mine")
+    with pytest.raises(JaxtraderError, match=r"now: cannot be made .*--output-dir"):
+        new_folder(tmp_path / "reports" / "now")
+
+
+def test_what_a_killed_process_wrote_aside_is_removed(tmp_path):
+    for name in (".a.csv.17.tmp", ".policy_seed_1.pt.17.tmp", "a.csv", ".hidden", "my.tmp"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path, "policy_seed_1.*")
+    assert not (tmp_path / ".policy_seed_1.pt.17.tmp").exists()
+    assert (tmp_path / ".a.csv.17.tmp").exists()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", ".hidden", "my.tmp"}
+    remove_leftovers(tmp_path / "absent")
+
+
+# ------------------------------------------------------------------------------------------ locks
+
+
+def test_a_lock_has_one_holder(tmp_path):
+    path = tmp_path / "logs" / ".42.lock"
+    lock = Lock(path, "trains seed 42 there")
+    with pytest.raises(JaxtraderError) as caught:
+        Lock(path, "trains seed 42 there")
+    message = str(caught.value)
+    assert f"{path}: another process trains seed 42 there" in message
+    assert "--output-dir" in message
+    Lock(tmp_path / "logs" / ".43.lock", "trains seed 43 there").close()
+    lock.close()
+    lock.close()  # once more does no harm
+    Lock(path, "trains seed 42 there").close()
+
+
+def test_a_forgotten_lock_is_let_go_of(tmp_path):
+    Lock(tmp_path / "lock", "works")
+    Lock(tmp_path / "lock", "works").close()
+
+
+def test_a_killed_holder_is_none(tmp_path):
+    """The file stays and means nothing: the lock was the kernel's."""
+    path = tmp_path / "lock"
+    code = f"""
+import time
+from pathlib import Path
+from jaxtrader.files import Lock
+held = Lock(Path({str(path)!r}), "works")
+print("held", flush=True)
+time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(JaxtraderError, match="another process works"):
+        Lock(path, "works")
+    holder.kill()
+    holder.communicate()
+    assert path.exists()
+    Lock(path, "works").close()
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    (tmp_path / "logs").write_text("mine")
+    with pytest.raises(JaxtraderError, match=r"lock: cannot be written .*--output-dir"):
+        Lock(tmp_path / "logs" / "lock", "works")
+
+
+def test_a_folder_that_cannot_lock_is_used_without(tmp_path, monkeypatch):
+    """Some network folders."""
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", fails_with(errno.ENOLCK))
+    Lock(tmp_path / "lock", "works").close()
 
 
 def test_timestamps_are_utc_and_sort_like_time():

@@ -155,6 +155,45 @@ def test_a_file_that_is_not_the_table_is_an_error(path, content):
     assert "--output-dir" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "change", "found"),
+    [
+        (3, lambda line: line[: len(line) // 2] + "\n", "line 3 has"),
+        (3, lambda line: line.replace(",42,", ",42,42,"), "line 3 has"),
+        (3, lambda line: line.replace(",42,2,", ",42,two,"), "two"),
+        (3, lambda line: line.replace(",42,2,", ",42,2.5,"), "cannot be read"),
+        (3, lambda line: line.replace(",42,2,", ",42,,"), "column 2"),
+        (3, lambda line: line.replace(",42,2,", f",{'9' * 400},2,"), "cannot be read"),
+        (1, lambda line: line.replace("update", "updating"), "its columns are"),
+        (1, lambda line: line.replace("symbol", "ticker"), "its columns are"),
+    ],
+)
+def test_a_damaged_row_is_an_error_and_not_a_row_of_nothing(path, line, change, found):
+    file = TableFile(path)
+    file.append(rows(1, 4))
+    lines = path.read_text().splitlines(keepends=True)
+    lines[line - 1] = change(lines[line - 1])
+    path.write_text("".join(lines))
+    damaged = path.read_bytes()
+    with pytest.raises(JaxtraderError, match=f"updates.csv: is needed .*{found}") as caught:
+        TableFile(path).load(4)
+    assert "--output-dir" in str(caught.value)
+    assert path.read_bytes() == damaged
+
+
+def test_rows_of_another_version_are_not_mixed_in(path):
+    """Without their header they would stand under the wrong names."""
+    TableFile(path).append(rows(1, 2))
+    before = path.read_bytes()
+    resumed = TableFile(path)
+    resumed.load(2)
+    with pytest.raises(JaxtraderError, match=r"other columns than are to be added \(novelty"):
+        resumed.append(rows(3, 3).assign(novelty=1.0))
+    with pytest.raises(JaxtraderError, match="other columns"):
+        resumed.append(rows(3, 3)[["symbol", "seed", "loss", "update", "triggered"]])
+    assert path.read_bytes() == before
+
+
 def test_a_table_that_cannot_be_written_is_an_error(path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -166,6 +205,19 @@ def test_a_table_that_cannot_be_written_is_an_error(path, monkeypatch):
         file.append(rows(2, 2))
     assert str(path) in str(caught.value)
     assert file.table["update"].tolist() == [1]
+
+
+def test_a_table_that_cannot_be_removed_is_an_error(path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    file = TableFile(path)
+    file.append(rows(5, 6))
+    file.load(4)
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(JaxtraderError, match=r"cannot be removed \(Read-only .*--output-dir"):
+        file.rewrite()
+    assert path.exists()
 
 
 def test_a_folder_in_the_way_is_an_error(path):

@@ -1,6 +1,5 @@
 """The look-ahead probe over the whole way: bars, features, scaler, network, actions and fills."""
 
-import dataclasses
 import os
 
 import jax
@@ -12,31 +11,12 @@ from agents.networks import ActorCritic
 from agents.playback import play
 from jaxtrader.config import TrainingConfig
 from jaxtrader.data import dataset_from_bars, read_bars, synthetic_bars
+from jaxtrader.data.lookahead import noise_after
 from jaxtrader.program import build_program
 
 NETWORKS = ActorCritic()
 PLAY = jax.jit(play, static_argnums=(0, 2, 6))
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
-
-
-def noisy_after(bars, t: int, seed: int):
-    """`bars` with everything after bar t replaced by a wild random walk."""
-    rng = np.random.default_rng(seed)
-    later = len(bars.close) - t - 1
-    close = bars.close[t] * np.exp(np.cumsum(rng.normal(0, 0.05, later)))
-    open_ = close * np.exp(rng.normal(0, 0.03, later))
-    columns = {
-        "open": open_,
-        "close": close,
-        "high": np.maximum(open_, close) * 1.02,
-        "low": np.minimum(open_, close) * 0.98,
-        "volume": rng.uniform(1, 1e9, later),
-    }
-    changed = {
-        name: np.concatenate([getattr(bars, name)[: t + 1], values])
-        for name, values in columns.items()
-    }
-    return dataclasses.replace(bars, **changed)
 
 
 def playback(bars, params, scaler, split):
@@ -64,7 +44,7 @@ def probe(bars):
     assert (steps.executed != 0).sum() > 5  # the probe sees trades
     for t in np.linspace(start + 5, len(bars.close) - 8, 6).astype(int):
         _, (noisy_market, noisy), _ = playback(
-            noisy_after(bars, int(t), seed=int(t)), params, base.scaler, "test"
+            noise_after(bars, int(t)), params, base.scaler, "test"
         )
         known = slice(0, int(t) - offset + 1)
         np.testing.assert_array_equal(market.features[0, known], noisy_market.features[0, known])

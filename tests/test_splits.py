@@ -91,6 +91,8 @@ def test_too_few_bars_are_counted():
         split(200, minimum_bars=100, label="SPY")
     with pytest.raises(DataError, match="no bar is left after the warm-up"):
         split(64)
+    with pytest.raises(DataError, match=r"^SPY: no bar is left"):
+        split_boundaries([clock(0)], label="SPY")
 
 
 def test_a_split_has_at_least_the_bars_asked_for():

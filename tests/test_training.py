@@ -1,6 +1,7 @@
 """The host loop: what it computes depends on seed, settings and data, and on nothing else."""
 
 import dataclasses
+import io
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from learners import bits
+from rich.console import Console
 from small_runs import (
     CONFIG,
     QUIET,
@@ -30,6 +32,7 @@ from small_runs import (
 import jaxtrader.program as programs
 from agents.learner import HALT_REASONS, HALTED_NON_FINITE, RUNNING, Learner
 from jaxtrader import training
+from jaxtrader.checkpoints import AgentCheckpoints
 from jaxtrader.errors import ConfigError, JaxtraderError
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import build_program, ppo_shape, updates_for
@@ -236,7 +239,6 @@ def test_twice_interrupted(single, tmp_path, monkeypatch):
 
 def test_killed_between_two_agents_checkpoints(straight, tmp_path, monkeypatch):
     """Of two symbols and three seeds; tables and some agents are ahead of the others."""
-    from jaxtrader.checkpoints import AgentCheckpoints
 
     class Killed(BaseException):
         pass
@@ -263,6 +265,65 @@ def test_killed_between_two_agents_checkpoints(straight, tmp_path, monkeypatch):
     train(resumed, TOTAL, QUIET)
     assert_same_run(resumed, straight.run)
     assert tables(tmp_path) == tables(straight.folder)
+
+
+@pytest.mark.parametrize("saved", [0, 1, 5, 6])
+def test_killed_in_the_first_round_of_checkpoints(straight, tmp_path, monkeypatch, capsys, saved):
+    """Until all six agents have one, the update that all have in common is the beginning."""
+
+    class Killed(BaseException):
+        pass
+
+    save, calls = AgentCheckpoints.save, []
+
+    def killed(self, *arguments):
+        calls.append(self)
+        if len(calls) == saved + 1:
+            raise Killed
+        save(self, *arguments)
+
+    monkeypatch.setattr(AgentCheckpoints, "save", killed)
+    run = start_run(program(), SEEDS, TOTAL, OutputLayout(tmp_path))
+    with pytest.raises(Killed):
+        train(run, TOTAL, QUIET)
+    run.close()
+    monkeypatch.undo()
+
+    resumed = restore_run(program(), SEEDS, OutputLayout(tmp_path), to_train=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("starting from the beginning" in said) == (saved < 6)
+    assert resumed.update == (0 if saved < 6 else 2)
+    train(resumed, TOTAL, QUIET)
+    resumed.close()
+    assert_same_run(resumed, straight.run)
+    now = {name: table for name, table in tables(tmp_path).items() if ".until-" not in name}
+    assert now == tables(straight.folder)
+
+
+def test_one_process_trains_a_seed_in_a_folder(tmp_path):
+    """Another is refused before it has touched anything; looking on is permitted."""
+    layout = OutputLayout(tmp_path)
+    run = start_run(program("BBB"), (1337, 5), TOTAL, layout)
+    train(run, 2 * STEPS_PER_UPDATE, QUIET)
+    before = sorted(tmp_path.rglob("*"))
+    for attempt in (
+        lambda: start_run(program("BBB"), (5, 7), TOTAL, layout),
+        lambda: start_run(program("AAA"), (5,), TOTAL, layout),  # into the same tables
+        lambda: restore_run(program("BBB"), (1337, 5), layout, to_train=True),
+    ):
+        with pytest.raises(JaxtraderError, match=r"another process trains seed (5|1337) there"):
+            attempt()
+        assert sorted(tmp_path.rglob("*")) == before
+    start_run(program("BBB"), (7,), TOTAL, layout).close()
+
+    looking = restore_run(program("BBB"), (1337, 5), layout, to_train=False)
+    assert looking.update == 2
+    looking.close()
+    train(run, TOTAL, QUIET)
+    run.close()
+    again = restore_run(program("BBB"), (1337, 5), layout, to_train=True)
+    assert again.update == UPDATES
+    again.close()
 
 
 def test_control_c_ends_the_call_under_way_and_saves(tmp_path):
@@ -401,6 +462,78 @@ def test_a_halted_agent_keeps_its_parameters_and_adds_no_rows(poisoned, straight
     assert (updates.loc[updates["symbol"] == "BBB", "halt"] == HALTED_NON_FINITE).all()
     assert (updates.loc[updates["symbol"] == "AAA", "halt"] == RUNNING).all()
     assert set(episodes.loc[episodes["symbol"] == "BBB", "update"]) <= {1}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """One seed whose bars turn bad at update 6, and what its training said."""
+    folder = tmp_path_factory.mktemp("broken")
+    clean = program("BBB")
+    own = dataclasses.replace(clean, params=dict(clean.params))
+    run, calls = start_run(own, (1337,), TOTAL, OutputLayout(folder)), []
+
+    def spoil_after_the_fifth():
+        calls.append(1)
+        if len(calls) == 5:
+            params = own.params["train"]
+            market = params.market.replace(features=params.market.features * np.nan)
+            own.params["train"] = params.replace(market=market)
+        return False
+
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        one_update_a_call(patch)
+        train(run, TOTAL, Console(file=said, width=200), should_stop=spoil_after_the_fifth)
+    run.close()
+    return SimpleNamespace(run=run, folder=folder, said=said.getvalue())
+
+
+def test_a_loss_that_is_not_finite_stops_the_seed_and_says_when(broken):
+    reason = f"halted at update 6: {HALT_REASONS[HALTED_NON_FINITE]}"
+    assert broken.run.halted() == {"seed 1337": reason}
+    assert broken.said.count(f"seed 1337 {reason}; its last good state is kept") == 1
+    assert broken.run.updates_table()["update"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_last_good_state_is_kept_and_used(broken, single, tmp_path):
+    """What update 5 left is what the checkpoints of 6 and 7 hold, and what is evaluated."""
+    run = broken.run
+    assert run.best_update[0, 0] in (2, 4, 6, 7)
+    for leaf in jax.tree.leaves((run.state.params, run.state.opt_state, run.best_params)):
+        assert np.isfinite(np.asarray(leaf, np.float64)).all()
+    shutil.copytree(broken.folder, tmp_path / "run")
+    layout = OutputLayout(tmp_path / "run")
+    for to_train in (False, True):
+        back = restore_run(program("BBB"), (1337,), layout, to_train=to_train)
+        assert back.update == UPDATES
+        assert back.halted() == run.halted()
+        chex.assert_trees_all_equal(bits(back.state), bits(run.state))
+        chex.assert_trees_all_equal(back.best_params, run.best_params)
+        np.testing.assert_array_equal(back.best_update, run.best_update)
+        np.testing.assert_array_equal(back.best_sharpe, run.best_sharpe)
+        back.close()
+    # The checkpoint of update 4, from before, is that of the run that nothing happened to.
+    checkpoints = AgentCheckpoints(layout.checkpoints("BBB", 1337), read_only=True)
+    like = jax.tree.map(lambda x: x[0, 0], run.state)
+    clean = AgentCheckpoints(OutputLayout(single.folder).checkpoints("BBB", 1337), read_only=True)
+    for update in set(checkpoints.updates()) & set(clean.updates()) & {2, 4}:
+        one, two = (each.restore(update, like).state for each in (checkpoints, clean))
+        chex.assert_trees_all_equal(bits(one), bits(two))
+    halted = checkpoints.restore(7, like).state
+    assert (int(halted.update), int(halted.halted_at)) == (5, 6)
+
+
+def test_a_halted_seed_has_one_best_however_often_it_is_resumed(broken, tmp_path):
+    """Later checkpoints hold the same parameters again, and do not compete."""
+    shutil.copytree(broken.folder, tmp_path / "run")
+    layout = OutputLayout(tmp_path / "run")
+    best = broken.run.best_update.copy()
+    for extra in (2, 4):
+        back = restore_run(program("BBB"), (1337,), layout, to_train=True)
+        np.testing.assert_array_equal(back.best_update, best)
+        train(back, TOTAL + extra * STEPS_PER_UPDATE, QUIET)
+        np.testing.assert_array_equal(back.best_update, best)
+        back.close()
 
 
 # ------------------------------------------------------------------------- whether to go on

@@ -180,7 +180,7 @@ class _BareEnv(TradingEnv):
     """An environment without parameters of its own: they come with every call."""
 
     def __init__(self):
-        self.window = 1
+        self.window, self.reward = 1, None
 
 
 ENV = _BareEnv()

@@ -3,7 +3,14 @@
 from jaxtrader.data.bars import Bars, read_bars
 from jaxtrader.data.builders import dataset_from_bars, load_dataset, synthetic_dataset
 from jaxtrader.data.dataset import Dataset
-from jaxtrader.data.features import FEATURE_NAMES, compute_features, warm_up_bars
+from jaxtrader.data.features import (
+    FEATURE_NAMES,
+    FeatureInputs,
+    compute_features,
+    feature,
+    warm_up_bars,
+)
+from jaxtrader.data.lookahead import find_lookahead
 from jaxtrader.data.scaler import Scaler
 from jaxtrader.data.sentiment import DailySentiment, read_sentiment
 from jaxtrader.data.sessions import Sessions, sessions_of
@@ -15,12 +22,15 @@ __all__ = [
     "Bars",
     "DailySentiment",
     "Dataset",
+    "FeatureInputs",
     "Scaler",
     "Sessions",
     "Split",
     "chronological_splits",
     "compute_features",
     "dataset_from_bars",
+    "feature",
+    "find_lookahead",
     "load_dataset",
     "read_bars",
     "read_sentiment",

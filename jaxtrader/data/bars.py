@@ -19,6 +19,10 @@ COLUMNS = ("timestamp", *PRICES, "volume")
 # Adjusting prices for splits and dividends moves a close past its high by an ulp or two.
 _ROUNDING = 1e-9
 _HOLE_DAYS = 10
+# Within these, ratios and products of features fit 32-bit numbers, and dates fit the calendars.
+_PRICE_RANGE = (1e-15, 1e15)
+_LARGEST_VOLUME = 1e18
+_YEARS = (np.datetime64("1800-01-01"), np.datetime64("2200-01-01"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +91,9 @@ def _utc_timestamps(path: Path, column: pa.ChunkedArray) -> np.ndarray:
     kind = column.type
     if not pa.types.is_timestamp(kind):
         raise DataError(
-            f"{path}: column 'timestamp' holds {kind}; write it as timestamp[us, tz=UTC]"
+            f"{path}: column 'timestamp' holds {kind}; write it as timestamp[us, tz=UTC]. Texts "
+            "that name their offsets, even different ones, become that with "
+            "pd.to_datetime(df['timestamp'], utc=True)"
         )
     if kind.tz is None:
         raise DataError(
@@ -142,6 +148,9 @@ def _faults(
     """Every rule as (column, bool[T] where it is broken, what is wrong, remedy)."""
     repair = "repair or drop the row"
     yield "timestamp", np.isnat(stamps), "is empty", repair
+    unit = "was it written in another unit (seconds, milliseconds, nanoseconds)?"
+    outside = (stamps < _YEARS[0]) | (stamps >= _YEARS[1])
+    yield "timestamp", outside, "is not in the years 1800 to 2199", unit
     step = np.diff(stamps, prepend=stamps[:1] - 1).astype(np.int64)
     keep_one = "keep one row per timestamp (df.drop_duplicates('timestamp', keep='last'))"
     yield "timestamp", step == 0, "repeats the row before it", keep_one
@@ -149,6 +158,9 @@ def _faults(
     for name in PRICES:
         yield name, ~np.isfinite(values[name]), "is not a finite number", repair
         yield name, values[name] <= 0, "is not above 0", repair
+        smallest, largest = _PRICE_RANGE
+        outside = (values[name] < smallest) | (values[name] > largest)
+        yield name, outside, f"is not between {smallest:g} and {largest:g}", repair
     high, low = values["high"], values["low"]
     yield "high", high < low, "is below the low", repair
     for name in ("open", "close"):
@@ -159,6 +171,7 @@ def _faults(
     some = "repair the row (only a column that is NaN throughout is read as no volume)"
     yield "volume", ~np.isfinite(volume), "is not a finite number", some
     yield "volume", volume < 0, "is negative", repair
+    yield "volume", volume > _LARGEST_VOLUME, f"is above {_LARGEST_VOLUME:g}", repair
 
 
 def _holes(stamps: np.ndarray) -> list[str]:

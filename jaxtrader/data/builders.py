@@ -188,16 +188,18 @@ def _split(
         raise ConfigError(f"split_clock {split_clock!r} must be 'shared' or 'own'")
     usable = [each.timestamps[warm_up + receptive_field - 1 :] for each in bars]
     groups = [usable] * len(bars) if split_clock == "shared" else [[mine] for mine in usable]
+    labels = [f"{each.symbol} ({each.source})" for each in bars]
+    names = [", ".join(labels)] * len(bars) if split_clock == "shared" else labels
     return [
         chronological_splits(
             each.timestamps,
-            split_boundaries(group, fractions),
+            split_boundaries(group, fractions, name),
             warm_up=warm_up,
             receptive_field=receptive_field,
             minimum_bars=minimum_bars,
-            label=f"{each.symbol} ({each.source})",
+            label=label,
         )
-        for each, group in zip(bars, groups, strict=True)
+        for each, group, name, label in zip(bars, groups, names, labels, strict=True)
     ]
 
 

@@ -1,6 +1,7 @@
 """The market's features: causal, stationary and dimensionless, one function each.
 
-Row t is a function of bars <= t alone, to the last bit, whether or not later bars exist.
+Row t is a function of bars <= t alone, to the last bit, whether or not later bars exist:
+`jaxtrader.data.find_lookahead` tells whether it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtrader.data.bars import Bars
 from jaxtrader.data.layout import timeframe_minutes
 from jaxtrader.data.sentiment import DailySentiment, sentiment_at
 from jaxtrader.data.sessions import Sessions, sessions_of, weekday_of
-from jaxtrader.errors import ConfigError
+from jaxtrader.errors import ConfigError, DataError
 
 _OBV_BARS = 20
 
@@ -47,15 +48,25 @@ def feature(
 ) -> Callable[[Callable[[FeatureInputs], np.ndarray]], Callable[[FeatureInputs], np.ndarray]]:
     """Registers a function under its own name; the order of registration is the default order.
 
-    A trailing underscore, there to spare a builtin, is not part of the name.
+    A trailing underscore, there to spare a builtin, is not part of the name. A function of one's
+    own is computed where its name is asked for: `feature_names=(*FEATURE_NAMES, "mine")`. Defined
+    again in its module, as a notebook's cell is when it runs again, it replaces itself.
 
     Args:
         warm_up: how many rows at the start are NaN, or that number for a timeframe.
+
+    Raises:
+        ConfigError: a feature of another module has that name.
     """
     rows = warm_up if callable(warm_up) else lambda timeframe: warm_up
 
     def register(compute: Callable[[FeatureInputs], np.ndarray]):
         name = compute.__name__.removesuffix("_")
+        taken = FEATURES.get(name)
+        if taken is not None and taken.compute.__module__ != compute.__module__:
+            raise ConfigError(
+                f"feature {name!r} is already defined in {taken.compute.__module__}; rename yours"
+            )
         FEATURES[name] = Feature(name, compute, rows)
         return compute
 
@@ -73,7 +84,7 @@ def compute_features(
     Args:
         bars: T bars.
         sentiment: daily scores; None for zeros.
-        names: F names from `FEATURE_NAMES`, in the order wanted; None for all.
+        names: F registered names, in the order wanted; None for all of `FEATURE_NAMES`.
         sessions: the session of every bar; None to find them with `sessions_of`.
 
     Returns:
@@ -82,11 +93,12 @@ def compute_features(
 
     Raises:
         ConfigError: a name is unknown or given twice.
+        DataError: a feature is not one finite number a bar, its warm-up apart.
     """
     chosen = _features(FEATURE_NAMES if names is None else names)
     sessions = sessions_of(bars) if sessions is None else sessions
     inputs = FeatureInputs(bars, sessions, sentiment_at(sessions.date, sentiment))
-    return np.stack([each.compute(inputs) for each in chosen], axis=1)
+    return np.stack([_column(each, inputs) for each in chosen], axis=1)
 
 
 def warm_up_bars(names: tuple[str, ...] | None = None, timeframe: str = "1Hour") -> int:
@@ -109,6 +121,25 @@ def _features(names: tuple[str, ...]) -> list[Feature]:
         if names.count(name) > 1:
             raise ConfigError(f"feature {name!r} is named twice; name it once")
     return [FEATURES[name] for name in names]
+
+
+def _column(each: Feature, inputs: FeatureInputs) -> np.ndarray:
+    """The feature's values, float64[T], held to what it was registered as."""
+    bars, values = inputs.bars, np.asarray(each.compute(inputs), np.float64)
+    if values.shape != (len(bars),):
+        raise DataError(
+            f"feature {each.name!r} gave shape {values.shape} for {len(bars)} bars of "
+            f"{bars.symbol}; return one number a bar"
+        )
+    warm_up = each.warm_up(bars.timeframe)
+    wrong = warm_up + np.flatnonzero(~np.isfinite(values[warm_up:]))
+    if len(wrong):
+        raise DataError(
+            f"feature {each.name!r} is {values[wrong[0]]} at bar {wrong[0]} of {bars.symbol} "
+            f"({len(wrong)} such bars) after a warm-up of {warm_up}; register it with a longer "
+            "warm-up, or define it there"
+        )
+    return values
 
 
 def _bars_per_hour(timeframe: str) -> int:

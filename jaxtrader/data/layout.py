@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxtrader.errors import ConfigError, DataError
@@ -53,7 +54,7 @@ def historical_folder(data_dir: str | Path) -> Path:
     if data_dir.name == "historical":
         candidates.append(data_dir)
     for folder in candidates:
-        if folder.is_dir():
+        if _is_there(folder.is_dir, folder):
             return folder
     raise DataError(
         f"{data_dir}: found neither {candidates[0]} nor {candidates[1]}; give the folder that "
@@ -73,11 +74,13 @@ def bars_path(data_dir: str | Path, symbol: str, timeframe: str) -> Path:
     historical = historical_folder(data_dir)
     folder = historical / symbol
     path = folder / timeframe / "data.parquet"
-    if path.is_file():
+    if _is_there(path.is_file, path):
         return path
     if not folder.is_dir():
         raise DataError(f"{folder}: no such symbol. {_nearest_symbols(symbol, historical)}")
-    timeframes = sorted(p.parent.name for p in folder.glob("*/data.parquet"))
+    if path.exists():
+        raise DataError(f"{path}: is not a file; write the bars as one parquet file of that name")
+    timeframes = sorted(p.parent.name for p in folder.glob("*/data.parquet") if p.is_file())
     raise DataError(
         f"{path}: no such file. Timeframes of {symbol} there: {', '.join(timeframes) or 'none'}"
     )
@@ -87,6 +90,16 @@ def sentiment_path(data_dir: str | Path, symbol: str) -> Path:
     """Path of one symbol's daily sentiment, beside `historical`; the file may not exist."""
     folder = historical_folder(data_dir).parent
     return folder / "sentiment" / check_symbol(symbol) / "daily_sentiment.parquet"
+
+
+def _is_there(check: Callable[[], bool], path: Path) -> bool:
+    """Raises DataError where even looking is not permitted, or the name is too long."""
+    try:
+        return check()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be looked at ({error.strerror}); check the path and its permissions"
+        ) from error
 
 
 def _nearest_symbols(symbol: str, historical: Path) -> str:

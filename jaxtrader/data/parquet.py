@@ -26,7 +26,7 @@ def read_columns(path: Path, columns: tuple[str, ...]) -> tuple[pa.Table, str]:
         names = file.schema_arrow.names
         missing = [name for name in columns if name not in names]
         table = None if missing else file.read(columns=list(columns)).select(list(columns))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(
             f"{path}: not a readable parquet file, perhaps cut short ({error}); "
             "write or download it again"

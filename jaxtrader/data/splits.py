@@ -30,7 +30,9 @@ class Split:
 
 
 def split_boundaries(
-    timestamps: Sequence[np.ndarray], fractions: tuple[float, float, float] = DEFAULT_FRACTIONS
+    timestamps: Sequence[np.ndarray],
+    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
+    label: str = "bars",
 ) -> tuple[np.datetime64, np.datetime64]:
     """The moments at which validation and test begin.
 
@@ -38,6 +40,7 @@ def split_boundaries(
         timestamps: for every symbol that shares the boundaries, its usable bars, datetime64[us][.].
             The boundaries cut the bars of all of them together by `fractions`.
         fractions: shares of train, validation and test; each above 0, their sum 1.
+        label: what to call the series in an error.
 
     Raises:
         ConfigError: the fractions are not as above.
@@ -50,7 +53,9 @@ def split_boundaries(
         )
     moments: NDArray[np.datetime64] = np.sort(np.concatenate(timestamps))
     if len(moments) == 0:
-        raise DataError("no bar is left after the warm-up and the first window; give more bars")
+        raise DataError(
+            f"{label}: no bar is left after the warm-up and the first window; give more bars"
+        )
     train, validation, _ = fractions
     first = round(train * len(moments))
     second = round((train + validation) * len(moments))

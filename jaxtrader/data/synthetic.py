@@ -67,7 +67,7 @@ def synthetic_bars(
     - h is GARCH(1, 1) of mean 1 with coefficients 0.06 and 0.91 (Bollerslev 1986);
     - z is Student's t with 5 degrees of freedom, scaled to variance 1;
     - the night holds a quarter of a session's variance, the bars share the rest in a U shape, and
-      so does volume (Admati & Pfleiderer 1988), which also rises with |z| and with volatility.
+      so does volume (Admati & Pfleiderer 1988), which also rises with `|z|` and with volatility.
 
     Highs and lows are the extremes of a Brownian bridge from open to close. Over many seeds
     of 900 sessions the price grows by 7 % a year with a volatility of 18 %; daily returns have a

@@ -1,0 +1,120 @@
+"""A lie detector for features: what changes in the past when only the future does, has seen it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxtrader.data.bars import PRICES, Bars
+from jaxtrader.data.features import FEATURE_NAMES, compute_features
+from jaxtrader.data.sentiment import DailySentiment
+from jaxtrader.data.sessions import Sessions, sessions_of
+from jaxtrader.errors import DataError
+
+
+def find_lookahead(
+    bars: Bars,
+    names: tuple[str, ...] | None = None,
+    sentiment: DailySentiment | None = None,
+    *,
+    probes: int = 100,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Finds features that know a bar before it has closed.
+
+    At each of several bars t, the features are computed again with every later bar replaced by
+    noise, and with every later bar taken away; scores that are not public by the close of t become
+    noise too. A row up to t that changes by a bit has looked ahead. Half of the bars probed end a
+    session, where a calendar's look-ahead shows.
+
+    Args:
+        bars: T >= 2 bars.
+        names: features to examine; None for all of `FEATURE_NAMES`.
+        sentiment: daily scores; without them the feature `sentiment` is 0 and knows nothing.
+        probes: how many bars t, at most.
+        seed: of the choice of bars and of the noise.
+
+    Returns:
+        feature name -> int64[N] bars whose row changed, in order, for those features only that
+        have looked ahead: empty when none has.
+
+    Raises:
+        DataError: there are fewer than two bars.
+        ConfigError: a name is unknown or given twice.
+    """
+    if len(bars) < 2:
+        raise DataError(f"{bars.source}: one bar has no future to probe with; give at least two")
+    names = FEATURE_NAMES if names is None else tuple(names)
+    sessions = sessions_of(bars)
+    honest = compute_features(bars, sentiment, names, sessions)
+    changed = np.zeros(honest.shape, bool)
+    for t in _probed(sessions, probes, seed):
+        known = slice(0, t + 1)
+        scores = _noise_from(sentiment, sessions.date[t], seed)
+        noisy = compute_features(noise_after(bars, t, seed), scores, names, sessions)
+        ended = compute_features(_until(bars, t), scores, names, _sessions_until(sessions, t))
+        changed[known] |= _differ(honest[known], noisy[known]) | _differ(honest[known], ended)
+    return {
+        name: np.flatnonzero(rows) for name, rows in zip(names, changed.T, strict=True) if any(rows)
+    }
+
+
+def noise_after(bars: Bars, t: int, seed: int = 0) -> Bars:
+    """`bars` with all that is later than bar t replaced by prices and volumes of another scale.
+
+    The timestamps stay. The same arguments give the same noise.
+    """
+    rng = np.random.default_rng([seed, t])
+    later = len(bars) - t - 1
+    prices = np.sort(np.exp(rng.normal(3.0, 2.0, (4, later))), axis=0)
+    columns: dict[str, np.ndarray] = dict(
+        zip(("low", "open", "close", "high"), prices, strict=True)
+    )
+    columns["volume"] = np.where(rng.random(later) < 0.3, 0.0, rng.lognormal(5.0, 5.0, later))
+    return dataclasses.replace(
+        bars,
+        **{
+            name: np.concatenate([getattr(bars, name)[: t + 1], values])
+            for name, values in columns.items()
+        },
+    )
+
+
+def _probed(sessions: Sessions, probes: int, seed: int) -> list[int]:
+    """Bars that have a future: about half of them the last of a session."""
+    rng = np.random.default_rng(seed)
+    last_of_session = np.flatnonzero(np.diff(sessions.ordinal))
+    anywhere = np.arange(len(sessions.ordinal) - 1)
+    chosen = [
+        rng.choice(some, min(len(some), -(-probes // 2)), replace=False)
+        for some in (last_of_session, anywhere)
+    ]
+    return np.unique(np.concatenate(chosen)).tolist()
+
+
+def _noise_from(
+    sentiment: DailySentiment | None, day: np.datetime64, seed: int
+) -> DailySentiment | None:
+    """Scores of `day` and later replaced: the score of a day is public once the day is over."""
+    if sentiment is None:
+        return None
+    noise = np.random.default_rng(seed).uniform(-1.0, 1.0, len(sentiment.score))
+    score = np.where(sentiment.date >= day, noise, sentiment.score)
+    return dataclasses.replace(sentiment, score=score)
+
+
+def _until(bars: Bars, t: int) -> Bars:
+    columns = ("timestamps", *PRICES, "volume")
+    return dataclasses.replace(bars, **{name: getattr(bars, name)[: t + 1] for name in columns})
+
+
+def _sessions_until(sessions: Sessions, t: int) -> Sessions:
+    return dataclasses.replace(
+        sessions, date=sessions.date[: t + 1], ordinal=sessions.ordinal[: t + 1]
+    )
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two arrays differ; NaN equals NaN."""
+    return (a != b) & ~(np.isnan(a) & np.isnan(b))

@@ -1,0 +1,210 @@
+"""The MLflow store: which one, how it is reached, and how it is looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from jaxtrader.errors import ConfigError, JaxtraderError, TrackingError
+from jaxtrader.files import Lock
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+
+# A server that does not answer costs seconds: by default MLflow tries for minutes.
+PROCESS_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+    # A request to make a run, repeated because only its answer was lost, would make two.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is told once, and without passwords
+}
+
+
+# Without it, MLflow's pages begin with traces of language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def prepare_process() -> None:
+    """Sets what MLflow reads from the environment of a process that only uploads.
+
+    What the person has set stands. To be called before mlflow is imported.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    if not mlflow_is_installed():
+        raise ConfigError("mlflow is not installed: pip install 'jaxtrader[tracking]'")
+    for name, value in PROCESS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def mlflow_is_installed() -> bool:
+    """Found without importing it, which takes seconds."""
+    return importlib.util.find_spec("mlflow") is not None
+
+
+class Store:
+    """One MLflow store.
+
+    `client` is its `MlflowClient`, whose methods raise `TrackingError` alone.
+    """
+
+    def __init__(self, root: Path):
+        """The store that MLFLOW_TRACKING_URI names, or else an SQLite database.
+
+        Args:
+          root: the output folder, where that database and artifacts without a server go.
+
+        Raises:
+          TrackingError: it cannot be reached.
+        """
+        default = f"sqlite:///{(root / 'mlflow.db').absolute()}"
+        self.uri = os.environ.get(URI_VARIABLE) or default
+        self.shown = without_secrets(self.uri)
+        self._root = root
+        with self._explained():
+            self.client: Any = _Explaining(self._connect(), self._explained)
+
+    def experiment(self, name: str) -> str:
+        """Id of the experiment of this name (MLFLOW_EXPERIMENT_NAME over it); made if need be."""
+        name = os.environ.get(EXPERIMENT_VARIABLE) or name
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self.client.create_experiment(name, self._artifacts(), _EXPERIMENT_TAGS)
+            except TrackingError:  # unless another process was quicker
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"MLflow at {self.shown}: the experiment {name!r} was deleted there; restore it, "
+                f"or name another one in {EXPERIMENT_VARIABLE}"
+            )
+        return found.experiment_id
+
+    def where_to_look(self, experiment: str, run: str) -> str:
+        """What a person opens or types to see a run."""
+        if self.uri.startswith("http"):
+            return f"{self.shown.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.shown)}"
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns whatever goes wrong with the store into one line without passwords.
+
+        Raises:
+          TrackingError: in place of the dozens of kinds that mlflow, requests, SQLAlchemy and
+            database drivers raise.
+        """
+        try:
+            yield
+        except JaxtraderError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            for secret in _secrets(self.uri):
+                text = text.replace(secret, "***")
+            # Not chained: the cause's own text may hold the password.
+            raise TrackingError(f"MLflow at {self.shown}: {text[:500]}") from None
+
+    def _connect(self) -> MlflowClient:
+        from mlflow.tracking import MlflowClient
+
+        scheme = urlsplit(self.uri).scheme.partition("+")[0]
+        if scheme in ("postgresql", "mysql", "mssql"):
+            # MLflow would try for minutes where nothing listens.
+            import sqlalchemy
+
+            engine = sqlalchemy.create_engine(self.uri)
+            engine.connect().close()
+            engine.dispose()
+        if scheme != "sqlite":
+            return MlflowClient(self.uri)
+        # Processes that create the same database at once break it, MLflow's own lock or not.
+        path = Path(self.uri.partition(":///")[2].partition("?")[0])
+        with waiting_for(path.with_name(f".{path.name}.lock"), "creates the database"):
+            client = MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+            return client
+
+    def _artifacts(self) -> str | None:
+        """Where artifacts go; None leaves it to the server."""
+        if self.uri.startswith("sqlite"):
+            path = Path(self.uri.partition(":///")[2].partition("?")[0])
+            return (path.absolute().parent / "mlartifacts").as_uri()
+        if self.uri.startswith(("http", "databricks")):
+            return None
+        return (self._root.absolute() / "mlartifacts").as_uri()
+
+
+class _Explaining:
+    """An object whose methods run in a context."""
+
+    def __init__(self, wrapped: object, context: Callable[[], AbstractContextManager[None]]):
+        self._wrapped = wrapped
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._wrapped, name)
+
+        @functools.wraps(method)
+        def explained(*arguments: Any, **keywords: Any) -> Any:
+            with self._context():
+                return method(*arguments, **keywords)
+
+        return explained
+
+
+@contextlib.contextmanager
+def waiting_for(path: Path, purpose: str) -> Iterator[None]:
+    """Holds a lock that others hold only for moments, or until they end.
+
+    Raises:
+      JaxtraderError: the folder cannot be written.
+    """
+    while True:
+        try:
+            lock = Lock(path, purpose)
+            break
+        except JaxtraderError as error:
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def without_secrets(uri: str) -> str:
+    """A URI as it may be shown: who logs in, and with what, is left out."""
+    parts = urlsplit(uri)
+    if not _secrets(uri):
+        return uri
+    user, at, host = parts.netloc.rpartition("@")
+    query = "***" if parts.query else ""
+    return urlunsplit(parts._replace(netloc=("***" if user else "") + at + host, query=query))
+
+
+def _secrets(uri: str) -> list[str]:
+    """What must not be shown of a URI, as written and decoded, the longest first."""
+    parts = urlsplit(uri)
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    words = {password or user, *re.findall(r"=([^&]+)", parts.query)}
+    return sorted({*words, *map(unquote, words)} - {""}, key=len, reverse=True)

@@ -1,0 +1,60 @@
+"""The stage-5 command, telling another process through a pipe what it is doing: a test kills it.
+
+    python killed_stage5.py DESCRIPTOR ARGUMENT...
+
+On entering a phase it writes the phase's name and a newline, on leaving the name of the one around
+it. Policies are not exported: that is after training and takes longest.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    descriptor, arguments = int(sys.argv[1]), sys.argv[2:]
+
+    from experiments import stage5
+    from jaxtrader import checkpoints, training
+    from jaxtrader.checkpoints import AgentCheckpoints
+    from jaxtrader.program import Program
+
+    around = ["start"]
+
+    def tell() -> None:
+        os.write(descriptor, around[-1].encode() + b"\n")
+
+    def phase(owner, function: str, name: str) -> None:
+        original = getattr(owner, function)
+
+        def told(*args, **kwargs):
+            around.append(name)
+            tell()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                around.pop()
+                tell()
+
+        setattr(owner, function, told)
+
+    phase(stage5, "start_run", "begin")
+    phase(stage5, "restore_run", "restore")
+    phase(stage5, "train", "loop")
+    phase(Program, "run_updates", "compute")
+    phase(training, "_validate", "validate")
+    phase(training, "record_updates", "journal")
+    phase(AgentCheckpoints, "save", "save")
+    phase(checkpoints, "write_whole", "list")
+    phase(AgentCheckpoints, "_delete", "remove")
+    phase(stage5, "evaluate_agents", "evaluate")
+    phase(stage5, "write_reports", "report")
+    stage5.sample_observations = lambda *arguments: None
+    stage5.export_agent = lambda *arguments, **options: None
+    return stage5.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
