@@ -86,11 +86,12 @@ def report_probe(probe: Probe, console: Console) -> dict[str, Any]:
         f"{probe.optimal.mean():.5f} attained on these {probe.optimal.size} test episodes; "
         f"{probe.run.steps:,} steps per seed, {probe.seconds:.0f} s with compilation"
     )
-    correlation = audit["rank_correlation"]
+    correlation, parts = audit["rank_correlation"], audit["component_shares"]
     if correlation is not None:
+        assert isinstance(parts, dict)
         console.print(
             f"reward against money in training: rank correlation {correlation:.2f}; shares "
-            + ", ".join(f"{k} {v:.0%}" for k, v in dict(audit["component_shares"]).items())
+            + ", ".join(f"{part} {share:.0%}" for part, share in parts.items())
         )
     return {
         "market": name,

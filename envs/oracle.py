@@ -509,7 +509,8 @@ def _solve(outlook: Outlook, rules: _Rules, horizon: int, grid: Grid) -> Plan:
             long = over_the_grid(lambda *at: best(LONG_ACTIONS, _long_situation(*at), law))
             return flat, long
 
-        flat, long = jax.vmap(of_state)(jnp.arange(num_states))
+        # One state at a time: all at once would take gigabytes where there are dozens.
+        flat, long = jax.lax.map(of_state, jnp.arange(num_states))
         return replace(ahead, flat=flat[None], long=long[None]), (ahead.flat[0], ahead.long[0])
 
     end = _Ahead(

@@ -43,7 +43,10 @@ UPDATES = 7
 CONFIG = TrainingConfig(
     data=DataConfig(synthetic_sessions=SESSIONS["BBB"], split_clock="own"),
     environment=EnvironmentConfig(episode_length=64),
-    network=NetworkConfig(channels=8, hidden=16, account_hidden=8, dilations=(1, 2, 4)),
+    # From the start as likely to trade as not: seven updates are not enough to find out how.
+    network=NetworkConfig(
+        channels=8, hidden=16, account_hidden=8, dilations=(1, 2, 4), hold_bias=0.0
+    ),
     ppo=PPOConfig(
         num_envs=2,
         rollout_steps=64,

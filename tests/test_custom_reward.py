@@ -17,9 +17,11 @@ import jaxtrader as jt
 from envs import Action, RewardComponents, RewardStep, TradingEnv, reward_params
 from envs.reward import CustomComponents
 from envs.trading import TradingState, Transition
-from jaxtrader.errors import ConfigError
+from jaxtrader.checkpoints import check_meta
+from jaxtrader.errors import CheckpointError, ConfigError
 from jaxtrader.gates import STAGE5_GATES
 from jaxtrader.program import build_program
+from jaxtrader.runs import run_identity
 
 STEPS = 60
 PARAMS = params_for(random_walk(1, 80, volatility=0.03), episode_length=STEPS)
@@ -136,7 +138,7 @@ def test_a_run_learns_from_the_function_alone():
         other = (step.action == Action.BUY_MEDIUM) | (step.action == Action.BUY_LARGE)
         return small - other.astype(jnp.float32)
 
-    ppo = replace(CONFIG.ppo, learning_rate=1e-2, total_timesteps=1280)
+    ppo = replace(CONFIG.ppo, learning_rate=1e-2, total_timesteps=3840)
     config = replace(CONFIG, ppo=ppo, reward=replace(CONFIG.reward, weights={"drawdown": 1.0}))
     run = jt.train(market("BBB"), (5,), config, reward=likes_small, quiet=True)
     episodes = run.episodes_table()
@@ -161,6 +163,11 @@ def test_the_functions_name_belongs_to_the_run():
     assert program.reward_function == f"{__name__}.log_growth"
     bound = build_program(CONFIG, market("BBB"), reward=partial(log_growth))
     assert bound.reward_function == "functools.partial"
+    other = build_program(CONFIG, market("BBB"), reward=nothing)
+    with pytest.raises(
+        CheckpointError, match=r"reward_function = '.*log_growth', and now .*nothing"
+    ):
+        check_meta(run_identity(program), run_identity(other), "here")
 
 
 def test_a_function_that_returns_more_than_a_number_is_refused_before_training():

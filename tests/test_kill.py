@@ -29,8 +29,8 @@ from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import agent_keys, build_program, hyperparameters
 
 KILLS = 20
-UPDATES = 48
-SYMBOLS, SEEDS = ("AAA", "BBB"), (1337, 5)
+UPDATES = 64
+SYMBOLS, SEEDS = ("BBB",), (1337, 5)
 AGENTS = tuple(itertools.product(SYMBOLS, SEEDS))
 # What a kill waits for before it comes, at a random moment. Saves are most of the time.
 PHASES = ("loop", "compute", "validate", "journal", "save", "save", "list", "remove", "restore")

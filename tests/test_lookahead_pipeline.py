@@ -37,8 +37,9 @@ def playback(bars, params, scaler, split):
 def probe(bars):
     dataset = dataset_from_bars([bars], minimum_bars=257)
     params = NETWORKS.init(jax.random.key(0), dataset.raw_features.shape[2])
-    # An untrained actor is nearly uniform: sharper logits make it trade.
-    params["heads"]["actor"]["kernel"] = 30.0 * params["heads"]["actor"]["kernel"]
+    # An untrained actor holds whatever it sees: sharper logits without a bias make it trade.
+    actor = params["heads"]["actor"]
+    actor["kernel"], actor["bias"] = 30.0 * actor["kernel"], jnp.zeros_like(actor["bias"])
     base, (market, steps), offset = playback(bars, params, None, "test")
     start = offset + base.receptive_field - 1
     assert (steps.executed != 0).sum() > 5  # the probe sees trades

@@ -156,6 +156,20 @@ def test_artifacts_are_the_files(root):
     assert not Path("mlruns").exists()
 
 
+def test_a_folder_with_an_odd_name(tmp_path, empty_mlflow_database):
+    root = tmp_path / "a b%41#c+é?d=e"
+    root.mkdir()
+    shutil.copy(empty_mlflow_database, root / "mlflow.db")
+    layout = write_run(root, seeds=[42])
+    said = upload_once(layout, NAME)
+    uri = f"sqlite:///{tmp_path}/a b%2541%23c+é%3Fd=e/mlflow.db"
+    assert said.endswith(f"--backend-store-uri '{uri}'")
+    seen = Seen(uri)
+    check_tables(seen, layout, seeds=[42])
+    assert seen.artifact("seed 42", "tables/updates.csv") == layout.updates(42).read_bytes()
+    assert list((root / "mlartifacts").rglob("updates.csv"))
+
+
 def test_what_is_long_is_cut_and_still_there(root):
     config = {"ppo": {"long": "x" * 9000}}
     warnings_ = [{**agent("SPY", 42), "warnings": ["w" * 9000]}]
@@ -183,6 +197,21 @@ def test_twice_is_once(root):
     check_tables(seen, layout)
     assert {run.info.run_id for run in seen.runs().values()} == {run[0] for run in once.values()}
     assert f"reports/{again}/summary.json" in seen.artifacts(PARENT)
+
+
+def test_a_report_made_while_a_run_that_is_all_there_is_followed(root):
+    layout = write_run(root)
+    upload_once(layout, NAME)
+    upload = Upload(layout)
+    step(upload, layout)
+    assert upload.complete
+    again = "20260201T000900Z"
+    write_report(layout, [agent("SPY", 42)], again)
+    describe(layout, reports=[REPORT, again])
+    step(upload, layout, ended=True)
+    assert upload.complete
+    assert f"reports/{again}/summary.json" in Seen(sqlite(root)).artifacts(PARENT)
+    check_tables(Seen(sqlite(root)), layout)
 
 
 class Killed(BaseException):
@@ -536,7 +565,8 @@ def test_a_store_that_is_down_is_named_without_its_password(tmp_path, monkeypatc
     assert place in str(caught.value)
     assert "refused" in str(caught.value)
     assert "s3cr" not in str(caught.value)
-    assert caught.value.__suppress_context__  # whose text has it
+    assert caught.value.__cause__ is None  # its text has the password
+    assert caught.value.__suppress_context__
     assert "\n" not in str(caught.value)
 
 

@@ -184,6 +184,48 @@ def test_a_later_report_belongs_to_the_training(tmp_path):
     assert only_record(layout).command == ["train", "it"]
 
 
+def stands_in(monkeypatch, code: str) -> list[subprocess.Popen]:
+    """Has another program run in the uploading process's place."""
+    started, popen = [], subprocess.Popen
+
+    def start(words, **options):
+        started.append(popen([sys.executable, "-c", code], **options))
+        return started[-1]
+
+    monkeypatch.setattr(sessions.subprocess, "Popen", start)
+    return started
+
+
+def test_control_c_while_the_rest_is_uploaded(tmp_path, monkeypatch):
+    started = stands_in(monkeypatch, "import time; time.sleep(600)")
+    show = console()
+    held, _, layout = record(tmp_path, tracking="on", show=show)
+    [process] = started
+    wait = process.wait
+
+    def interrupted(timeout=None):
+        process.wait = wait
+        raise KeyboardInterrupt
+
+    process.wait = interrupted
+    held.close()
+    assert process.returncode == -signal.SIGTERM
+    [line] = said(show)
+    assert line.startswith("not all is in MLflow: the upload was stopped. Send it with: ")
+    assert line.endswith(f"upload-runs {tmp_path} --runs {only_record(layout).name}")
+    assert only_record(layout).status == "finished"
+
+
+def test_an_uploading_process_that_dies_is_told(tmp_path, monkeypatch):
+    stands_in(monkeypatch, "import sys; print('MLflow: there', flush=True); sys.exit('a bug')")
+    show = console()
+    held, *_ = record(tmp_path, tracking="on", show=show)
+    held.close()
+    first, second = said(show)
+    assert first == "MLflow: there"
+    assert second.startswith("not all is in MLflow: the upload was stopped. Send it with: ")
+
+
 def test_a_process_that_cannot_be_started_stops_no_training(tmp_path, monkeypatch):
     def fail(*arguments, **keywords):
         raise OSError(12, "Cannot allocate memory")
@@ -329,10 +371,11 @@ def server(one_server, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_uploads_to_a_server_once(server, tmp_path):
+def test_the_command_uploads_to_a_server_once(server, tmp_path, capsys):
     symbols = ("SPY", "^GSPC")
     layout = write_run(tmp_path, symbols=symbols)
-    out = run_command("upload-runs", tmp_path)
+    assert main(["upload-runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
     assert out.startswith(f"{NAME}: uploaded. To look: {server.uri}/#/experiments/")
     seen = server.seen()
     check_tables(seen, layout, several=True)
@@ -340,7 +383,8 @@ def test_the_command_uploads_to_a_server_once(server, tmp_path):
     assert once.keys() == {f"SPY ^GSPC {NAME}", "seed 42", "seed 7"}
     assert seen.artifact("seed 7", "policies/^GSPC/policy_seed_7.pt") == POLICY + b"^GSPC"
     assert not (tmp_path / "mlflow.db").exists()
-    assert run_command("upload-runs", tmp_path, "--runs", NAME) == out
+    assert main(["upload-runs", str(tmp_path), "--runs", NAME]) == 0
+    assert capsys.readouterr().out == out
     assert server.seen().everything() == once
 
 
@@ -367,38 +411,6 @@ def updates_in(seen: Seen, name: str = "seed 7") -> int:
 def grow(layout, first, last):
     for seed in (42, 7):
         write_rows(layout, seed, ["SPY"], last, first)
-
-
-@pytest.mark.slow
-def test_a_server_killed_during_training_and_brought_up_afterwards(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions, "SECONDS_BETWEEN_LOOKS", 0.2)
-    show = console()
-    held, _, layout = record(tmp_path, tracking="on", show=show)
-    with held:
-        grow(layout, 1, 3)
-        eventually(lambda: updates_in(server.seen()) == 3, "the first rows")
-        assert {run.info.status for run in server.seen().runs().values()} == {"RUNNING"}
-        server.stop()
-        grow(layout, 4, 6)
-        eventually(lambda: len(said(show)) == 2, "the warning")
-        grow(layout, 7, 9)
-    name = only_record(layout).name
-    later = f"python -m jaxtrader upload-runs {tmp_path} --runs {name}"
-    looked, warned, ended = said(show)
-    assert looked.startswith(f"MLflow: {server.uri}/#/experiments/")
-    assert warned.startswith(f"warning: MLflow at {server.uri}: ")
-    assert warned.endswith(f"sent when the store answers, or later by: {later}")
-    assert ended.startswith(f"not all is in MLflow: MLflow at {server.uri}: ")
-    assert ended.endswith(f"Send it with: {later}")
-
-    server.start()
-    begun = {name: run.info.run_id for name, run in server.seen().runs().items()}
-    for _ in range(2):
-        run_command(*later.split()[3:])
-        seen = server.seen()
-        check_tables(seen, layout)
-        assert {name: run.info.run_id for name, run in seen.runs().items()} == begun
-        assert {run.info.status for run in seen.runs().values()} == {"FINISHED"}
 
 
 @pytest.mark.slow
@@ -482,13 +494,16 @@ def test_a_server_that_dies_during_a_real_training(server, stage5, tmp_path, mon
     """Training goes on to its report, and the command that is printed uploads all of it."""
     settings = tmp_path / "tiny.yaml"
     settings.write_text(json.dumps(CONFIG.to_dict()))
-    layout, calls = OutputLayout(tmp_path / "run"), []
+    layout, calls, begun = OutputLayout(tmp_path / "run"), [], {}
 
     def train(run, steps, console):
         def after_each_call():
             calls.append(run.update)
             if len(calls) == 2:
                 eventually(lambda: updates_in(server.seen()) >= 1, "points")
+                for name, its in server.seen().runs().items():
+                    assert its.info.status == "RUNNING"
+                    begun[name] = its.info.run_id
                 server.stop()
             return False
 
@@ -500,6 +515,7 @@ def test_a_server_that_dies_during_a_real_training(server, stage5, tmp_path, mon
     out = capsys.readouterr().out
     assert status in (0, 1)
     assert calls == list(range(7))
+    assert f"MLflow: {server.uri}/#/experiments/" in out
     assert out.count(f"MLflow at {server.uri}") == 2
     assert out.index("warning: MLflow at") < out.index("report: ")
     later = next(line for line in out.splitlines() if line.startswith("not all is in MLflow"))
@@ -509,9 +525,12 @@ def test_a_server_that_dies_during_a_real_training(server, stage5, tmp_path, mon
     )
 
     server.start()
-    run_command("upload-runs", layout.root, "--runs", run.name)
-    seen = server.seen()
-    check_tables(seen, layout)
+    for _ in range(2):
+        run_command("upload-runs", layout.root, "--runs", run.name)
+        seen = server.seen()
+        check_tables(seen, layout)
+        assert {name: each.info.run_id for name, each in seen.runs().items()} == begun
+        assert {each.info.status for each in seen.runs().values()} == {"FINISHED"}
     [report] = run.reports
     parent = f"SYNTH {run.name}"
     assert seen.artifacts(parent) == {"run.json", "environment.json"} | {
@@ -562,9 +581,8 @@ def test_uploads_that_make_the_database_at_once(tmp_path):
         command("upload-runs", tmp_path, "--runs", name)
         for name in run_names(OutputLayout(tmp_path))
     ]
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert (process.returncode, err) == (0, ""), out + err
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], told
     seen = Seen(sqlite(tmp_path))
     assert len(seen.runs()) == 6
     check_tables(seen, layout, seeds=range(3))

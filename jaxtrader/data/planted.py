@@ -242,7 +242,7 @@ def costly() -> PlantedMarket:
     )
 
 
-def regime(length: int = 12) -> PlantedMarket:
+def regime(length: int = 6) -> PlantedMarket:
     """A signal whose meaning turns over: what it means was announced up to `length` bars ago.
 
     Every `length` bars the regime is drawn anew and shown in that bar alone. In one regime the

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from jaxtrader.errors import ConfigError, JaxtraderError, TrackingError
 from jaxtrader.files import Lock
@@ -73,8 +73,7 @@ class Store:
         Raises:
           TrackingError: it cannot be reached.
         """
-        default = f"sqlite:///{(root / 'mlflow.db').absolute()}"
-        self.uri = os.environ.get(URI_VARIABLE) or default
+        self.uri = os.environ.get(URI_VARIABLE) or _sqlite_uri(root / "mlflow.db")
         self.shown = without_secrets(self.uri)
         self._root = root
         with self._explained():
@@ -127,30 +126,28 @@ class Store:
         from mlflow.tracking import MlflowClient
 
         scheme = urlsplit(self.uri).scheme.partition("+")[0]
-        if scheme in ("postgresql", "mysql", "mssql"):
-            # MLflow would try for minutes where nothing listens.
-            import sqlalchemy
-
-            engine = sqlalchemy.create_engine(self.uri)
-            engine.connect().close()
-            engine.dispose()
-        if scheme != "sqlite":
+        if scheme not in ("sqlite", "postgresql", "mysql", "mssql"):
             return MlflowClient(self.uri)
+        import sqlalchemy
+
+        path = _sqlite_path(self.uri)
         # Processes that create the same database at once break it, MLflow's own lock or not.
-        path = Path(self.uri.partition(":///")[2].partition("?")[0])
-        with waiting_for(path.with_name(f".{path.name}.lock"), "creates the database"):
+        lock = path and waiting_for(path.with_name(f".{path.name}.lock"), "creates the database")
+        with lock or contextlib.nullcontext():
+            engine = sqlalchemy.create_engine(self.uri)
+            engine.connect().close()  # where this fails, MLflow would try for minutes
+            engine.dispose()
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
             return client
 
     def _artifacts(self) -> str | None:
         """Where artifacts go; None leaves it to the server."""
-        if self.uri.startswith("sqlite"):
-            path = Path(self.uri.partition(":///")[2].partition("?")[0])
-            return (path.absolute().parent / "mlartifacts").as_uri()
         if self.uri.startswith(("http", "databricks")):
             return None
-        return (self._root.absolute() / "mlartifacts").as_uri()
+        path = _sqlite_path(self.uri)
+        folder = path.parent if path else self._root
+        return (folder.absolute() / "mlartifacts").as_uri()
 
 
 class _Explaining:
@@ -200,6 +197,17 @@ def without_secrets(uri: str) -> str:
     user, at, host = parts.netloc.rpartition("@")
     query = "***" if parts.query else ""
     return urlunsplit(parts._replace(netloc=("***" if user else "") + at + host, query=query))
+
+
+def _sqlite_uri(path: Path) -> str:
+    return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(path.absolute()))
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite database; None for other URIs and for one in memory."""
+    scheme, _, path = uri.partition(":///")
+    path = unquote(path.partition("?")[0])
+    return Path(path) if scheme.startswith("sqlite") and path not in ("", ":memory:") else None
 
 
 def _secrets(uri: str) -> list[str]:

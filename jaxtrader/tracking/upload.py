@@ -92,12 +92,17 @@ class Upload:
           TrackingError: it cannot be reached.
         """
         self.store = Store(layout.root)
-        self.complete = False  # the store has all of a run that has ended
         self._layout = layout
+        self._complete = ""  # sha256 of the description of a run that has ended and is all there
         self._experiment = ""
         self._parent = ""
         self._children: dict[int, _Child] = {}
         self._missing: list[str] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store has all of a run that has ended."""
+        return bool(self._complete)
 
     @property
     def where_to_look(self) -> str:
@@ -115,9 +120,9 @@ class Upload:
           TrackingError: the store cannot be reached or refuses something. Begin another `Upload`.
           JaxtraderError: a table or a report cannot be read; so do then.
         """
-        if not self._parent:
+        if not self._parent or self._complete not in ("", record.sha256):
             self._open(record)
-        if self.complete:
+        if self._complete:
             return
         for seed in record.seeds:
             if self._recognises(record, seed):
@@ -134,6 +139,7 @@ class Upload:
     def _open(self, record: RunRecord) -> None:
         """Finds or makes the runs, and says what is known from the start."""
         client = self.store.client
+        self._missing = []
         self._experiment = self.store.experiment(record.study)
         known = {
             run.data.tags.get("seed"): run
@@ -143,8 +149,9 @@ class Upload:
         }
         parent = known.get(None) or self._create(record, None)
         self._parent = parent.info.run_id
-        self.complete = parent.data.tags.get(COMPLETE_TAG) == record.sha256
-        if self.complete:
+        complete = parent.data.tags.get(COMPLETE_TAG) == record.sha256
+        self._complete = record.sha256 if complete else ""
+        if complete:
             return
         self._describe(record, None, parent)
         self._send_description(record)
@@ -260,7 +267,7 @@ class Upload:
         client.set_terminated(self._parent, status, ended)
         missing = {MISSING_TAG: ", ".join(self._missing)} if self._missing else {}
         self._log(self._parent, tags={**missing, COMPLETE_TAG: record.sha256})
-        self.complete = True
+        self._complete = record.sha256
 
     def _send_report(self, record: RunRecord, name: str) -> list[dict[str, Any]]:
         """A report's files and figures; returns its agents."""
