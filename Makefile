@@ -16,12 +16,13 @@ TEST_READY := $(VENV)/.ready-test-$(KEY)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help stage5 test lint
+.PHONY: help stage5 test lint docs
 
 help:
 	@echo "make stage5   train and judge the stage-5 agents: experiments.stage5, seeds 42 1337 9001"
 	@echo "make test     lint, then every test"
 	@echo "make lint     ruff, pyright and import-linter only"
+	@echo "make docs     the documentation, as pages in build/docs"
 	@echo
 	@echo "Each first prepares $(VENV) (once, until pyproject.toml changes). Variables:"
 	@echo "  PYTHON=python3.12   the Python (3.11 to 3.13) to make $(VENV) with; now $(PYTHON)"
@@ -33,6 +34,9 @@ stage5: $(STAGE5_READY)
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+docs: $(TEST_READY)
+	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .

@@ -112,8 +112,9 @@ def probed(fill: str, *, keep_open: bool) -> tuple[dict[str, Any], dict[str, Any
     params = params_for(base_market(), episode_length=STEPS, receptive_field=FIRST + 1)
     params = replace(params, execution=execution_params(fill=fill, lot_size=1.0))
     weights = NETWORKS.init(jax.random.key(2), 3)
-    # An untrained actor is nearly uniform: sharper logits make it trade.
-    weights["heads"]["actor"]["kernel"] *= 30.0
+    # An untrained actor holds whatever it sees: sharper logits without a bias make it trade.
+    actor = weights["heads"]["actor"]
+    actor["kernel"], actor["bias"] = 30.0 * actor["kernel"], jnp.zeros_like(actor["bias"])
     env = TradingEnv(params, window=FIRST + 1)
     rows = jax.device_get(_walk_all(env, weights, params, markets))
     return jax.tree.map(lambda x: x[0], rows), jax.tree.map(lambda x: x[1:], rows)

@@ -38,8 +38,9 @@ def walk():
     params = params_for(market, episode_length=EPISODE, receptive_field=WINDOW, limits=LIMITS)
     env = TradingEnv(params, window=WINDOW)
     weights = jax.jit(NETWORKS.init, static_argnums=1)(jax.random.key(5), 3)
-    # A policy with opinions: the initial one is uniform whatever it sees.
+    # A policy with opinions: the initial one mostly holds whatever it sees.
     weights["heads"]["actor"]["kernel"] *= 20.0
+    weights["heads"]["actor"]["bias"] *= 0.0
     starts = jax.jit(lambda key: start_walkers(key, env, params, ENVS, LENGTH))
     walkers = starts(jax.random.key(6))
 
