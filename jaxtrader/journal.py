@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from jaxtrader.errors import JaxtraderError
@@ -77,13 +78,14 @@ class TableFile:
             _check_widths(whole)
             # Only an empty field is no number: NA and 700 are symbols.
             types = {"symbol": str, "seed": int, "update": int}
-            table = pd.read_csv(
-                io.StringIO(whole), dtype=types, keep_default_na=False, na_values=[""]
-            )
+            with np.errstate(all="raise"):  # 1e999 is no update
+                table = pd.read_csv(
+                    io.StringIO(whole), dtype=types, keep_default_na=False, na_values=[""]
+                )
             if not set(types) <= set(table.columns):
                 raise ValueError(f"its columns are {', '.join(table.columns)}")
             self._parts = [table[table["update"] <= update]]
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, ValueError, ArithmeticError) as error:
             raise JaxtraderError(
                 f"{self.path}: is needed to go on and cannot be read ({error}); restore it, or "
                 "train anew into another --output-dir"

@@ -164,6 +164,7 @@ def test_a_file_that_is_not_the_table_is_an_error(path, content):
         (3, lambda line: line.replace(",42,2,", ",42,2.5,"), "cannot be read"),
         (3, lambda line: line.replace(",42,2,", ",42,,"), "column 2"),
         (3, lambda line: line.replace(",42,2,", f",{'9' * 400},2,"), "cannot be read"),
+        (3, lambda line: line.replace(",42,2,", ",42,1e999,"), "cannot be read"),
         (1, lambda line: line.replace("update", "updating"), "its columns are"),
         (1, lambda line: line.replace("symbol", "ticker"), "its columns are"),
     ],
