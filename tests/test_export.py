@@ -436,6 +436,7 @@ def test_metadata_and_manifest_round_trip(exported):
             "hidden": 64,
             "account_hidden": 32,
             "actor_gain": 0.1,
+            "hold_bias": 3.0,
             "logit_cap": 10.0,
         },
     }
