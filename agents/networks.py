@@ -26,7 +26,7 @@ class NetworkConfig:
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)  # one causal layer each
     hidden: int = 64  # width of the actor and of the critic
     account_hidden: int = 32  # width of the account MLP
-    actor_gain: float = 0.1  # orthogonal gain of the action layer: a start that knows no state
+    actor_gain: float = 0.1  # orthogonal gain of the action layer: logits start out nearly constant
     # Logit of HOLD at the start. A policy that trades at every bar learns first that trading costs:
     # its own next purchase spoils the sale it tries, and it ends up holding scraps.
     hold_bias: float = 3.0
