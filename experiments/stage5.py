@@ -35,8 +35,9 @@ from jaxtrader.deployment import (
     require_torch,
     sample_observations,
 )
-from jaxtrader.errors import ConfigError, ExportError, JaxtraderError
+from jaxtrader.errors import ConfigError, DataError, ExportError, JaxtraderError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_starts
+from jaxtrader.evaluation.foresight import ForesightCeiling, foresight_ceiling
 from jaxtrader.files import new_folder, timestamp, write_whole
 from jaxtrader.gates import gate_table
 from jaxtrader.outputs import OutputLayout
@@ -252,6 +253,18 @@ def export_agents(
     return exports
 
 
+def foresee(program: Program, split: str) -> list[ForesightCeiling | DataError | None]:
+    """Every symbol's perfect-foresight ceiling; or why there is none, or None if not asked for."""
+    ceilings: list[ForesightCeiling | DataError | None] = []
+    for s in range(len(program.dataset.symbols)):
+        try:
+            asked = program.config.evaluation.perfect_foresight
+            ceilings.append(foresight_ceiling(program, s, split) if asked else None)
+        except DataError as error:
+            ceilings.append(error)
+    return ceilings
+
+
 def write_reports(
     run: TrainingRun,
     summary: dict,
@@ -345,10 +358,13 @@ def study(
         folder = new_folder(layout.report(timestamp()))
         with console.status("exporting policies and replaying them without JAX"):
             exports = export_agents(run, evaluations, split, layout)
+        with console.status("computing what perfect foresight would have earned"):
+            ceilings = foresee(program, split)
         summary = build_summary(
             run,
             evaluations,
             exports,
+            ceilings,
             created=folder.name,
             command=command,
             skipped=arguments.skip_training,

@@ -235,6 +235,7 @@ class EvaluationConfig:
     split: Literal["train", "validation", "test"] = "test"
     episodes: int = 20  # with random starts, beside the full split
     seed: int = 0  # of those starts
+    perfect_foresight: bool = True  # compare with the best that whoever had read the bars could do
 
     def __post_init__(self) -> None:
         _require_positive(self, "episodes")

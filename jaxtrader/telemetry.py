@@ -128,7 +128,8 @@ def reward_audit(episodes: pd.DataFrame) -> dict[str, object]:
     Returns:
       `rank_correlation`: Spearman's, of episode reward with episode log return; None when fewer
       than three episodes or one of the two does not vary. `component_shares`: share of the summed
-      absolute weighted components. `dominant`: the component above 60 %, or None.
+      absolute weighted components. `dominant`: the component above 60 %, or None; a reward of one
+      component is that component by design, so none dominates it.
     """
     magnitudes = {
         name.removeprefix("magnitude_"): float(episodes[name].abs().sum())
@@ -143,8 +144,9 @@ def reward_audit(episodes: pd.DataFrame) -> dict[str, object]:
         if varies
         else None
     )
+    above = [name for name, share in shares.items() if share > 0.60]
     return {
         "rank_correlation": correlation,
         "component_shares": shares,
-        "dominant": next((name for name, share in shares.items() if share > 0.60), None),
+        "dominant": above[0] if above and len(shares) > 1 else None,
     }

@@ -27,8 +27,9 @@ from jaxtrader.config import (
 )
 from jaxtrader.data import Dataset, dataset_from_bars
 from jaxtrader.data.synthetic import synthetic_bars
-from jaxtrader.errors import ExportError
+from jaxtrader.errors import DataError, ExportError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
+from jaxtrader.evaluation.foresight import ForesightCeiling
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
 from jaxtrader.reporting.summary import build_summary
@@ -56,7 +57,8 @@ CONFIG = TrainingConfig(
         total_timesteps=UPDATES * 128,
     ),
     checkpoints=CheckpointConfig(every=2),
-    evaluation=EvaluationConfig(episodes=4),
+    # The oracle takes seconds to compile: it has tests of its own.
+    evaluation=EvaluationConfig(episodes=4, perfect_foresight=False),
 )
 STEPS_PER_UPDATE = 128
 QUIET = Console(quiet=True)
@@ -119,6 +121,7 @@ def reported(folder: Path) -> tuple[Path, TrainingRun, list[list[Evaluation]]]:
         run,
         evaluations,
         [[ExportError("not asked for")] * len(row) for row in evaluations],
+        [ForesightCeiling("AAA", "test", 0.10, 0.11, 0.20), DataError("too long a split")],
         created=report.name,
         command=["a", "test"],
         skipped=False,

@@ -14,7 +14,7 @@ from envs.oracle import Grid
 from jaxtrader.api import load_market
 from jaxtrader.config import TrainingConfig
 from jaxtrader.errors import DataError
-from jaxtrader.evaluation.foresight import ForesightCeiling, foresight_ceilings
+from jaxtrader.evaluation.foresight import ForesightCeiling, foresight_ceiling
 from jaxtrader.program import build_program
 
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
@@ -23,7 +23,7 @@ COARSE = Grid(weights=6, returns=24)
 
 @pytest.fixture(scope="module")
 def ceilings():
-    return foresight_ceilings(program(), "test", COARSE)
+    return [foresight_ceiling(program(), s, "test", COARSE) for s in range(2)]
 
 
 def test_there_is_one_ceiling_a_symbol_within_its_bound(ceilings):
@@ -85,7 +85,7 @@ def test_a_ceiling_is_of_one_symbol_and_split(other):
 
 def test_a_split_too_long_for_the_grid_is_named():
     with pytest.raises(DataError, match=r"AAA's train split: a plan of .* a coarser Grid"):
-        foresight_ceilings(program(), "train", Grid(weights=300, returns=1000))
+        foresight_ceiling(program(), 0, "train", Grid(weights=300, returns=1000))
 
 
 @pytest.mark.real_data
@@ -93,7 +93,7 @@ def test_a_split_too_long_for_the_grid_is_named():
 def test_on_real_bars_the_plan_attains_what_it_expects():
     """And more than holding the benchmark at the largest weight that an agent may have."""
     real = build_program(TrainingConfig(), load_market(DATA_DIR, ["SPY"]))
-    [ceiling] = foresight_ceilings(real, "test")
+    ceiling = foresight_ceiling(real, 0, "test")
     assert ceiling.attained == pytest.approx(ceiling.planned, rel=0.02)
     assert ceiling.attained < ceiling.bound
     [first], [last] = real.dataset.splits["test"]

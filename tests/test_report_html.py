@@ -244,6 +244,36 @@ def test_buy_and_hold_stands_below_the_agents_of_its_symbol(page, made):
         assert sharpe == ("—" if ratio is None else f"{ratio:.2f}")
 
 
+def test_how_much_was_possible_is_said_where_it_is_known(page, made):
+    """Of AAA, whose oracle earned 0.10 in logs and was bounded by 0.20; BBB's split was too long."""
+    _, *rows = page.table("share captured")
+    agents = [agent for agent in made.summary["agents"] if agent["symbol"] == "AAA"]
+    assert [row[0] for row in rows] == [f"AAA seed {seed}" for seed in SEEDS]
+    for agent, (_, share, attained, bound) in zip(agents, rows, strict=True):
+        earned = math.log1p(agent["evaluation"]["total_return"])
+        assert earned < 0.10
+        ends = [f"{share:.1%}" for share in sorted([earned / 0.10, earned / 0.20])]
+        assert share == (ends[0] if ends[0] == ends[1] else " to ".join(ends))
+        assert attained == "+10.52%"  # e^0.10 - 1
+        assert bound == "+22.14%"  # e^0.20 - 1
+    assert page.text.count("no comparison with perfect foresight: too long a split") == len(SEEDS)
+
+
+def test_without_the_oracle_nothing_is_said_of_it(parts):
+    for agent in parts.agents:
+        agent["evaluation"]["perfect_foresight"] = None
+    assert "How much was possible" not in parts.page().text
+
+
+def test_a_share_of_nothing_is_a_dash(parts):
+    for agent in parts.agents[: len(SEEDS)]:
+        agent["evaluation"]["perfect_foresight"] |= {
+            "captured_at_least": None, "captured_at_most": None,
+        }  # fmt: skip
+    _, *rows = parts.page().table("share captured")
+    assert [row[1] for row in rows] == ["—"] * len(SEEDS)
+
+
 def test_provenance_and_how_to_reproduce(page, made):
     data, provenance = made.summary["data"], made.summary["provenance"]
     for origin in data["symbols"].values():

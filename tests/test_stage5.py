@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from experiments import stage5
 from jaxtrader import api
 from jaxtrader.config import TrainingConfig
 from jaxtrader.deployment import ExportedPolicy
-from jaxtrader.errors import ExportError
+from jaxtrader.errors import DataError, ExportError
 from jaxtrader.gates import STAGE5_GATES, GateResult
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.reporting import summary as summaries
@@ -414,6 +415,38 @@ def test_skip_training_on_another_split(study, copied, known_parity):
     assert summary["agents"][0]["evaluation"]["split"] == "validation"
     assert summary["agents"][0]["evaluation"]["random_start_episodes"] == 7
     assert (copied / "logs" / "stage5" / str(SEED) / "evaluation_validation.csv").is_file()
+
+
+def test_the_share_of_what_perfect_foresight_would_have_earned(study, copied, known_parity):
+    result = quick(study, copied, "--evaluation.perfect-foresight")
+    assert result.err == ""
+    summary = read_summary(copied)
+    validate(summary)
+    evaluation = summary["agents"][0]["evaluation"]
+    foresight = evaluation["perfect_foresight"]
+    attained, bound = foresight["attained_log_wealth"], foresight["bound_log_wealth"]
+    assert 0.0 < attained < bound
+    earned = math.log1p(evaluation["total_return"])
+    assert earned < attained
+    shares = sorted([earned / attained, earned / bound])
+    assert [foresight["captured_at_least"], foresight["captured_at_most"]] == pytest.approx(shares)
+    text = (reports(copied)[-1] / "summary.md").read_text()
+    row = next(line for line in text.splitlines() if line.endswith(f"| {math.expm1(bound):+.2%} |"))
+    assert row.startswith(f"| SYNTH seed {SEED} | ")
+    assert f"| {math.expm1(attained):+.2%} |" in row
+
+
+def test_a_split_too_long_for_the_oracle_is_a_warning(study, copied, known_parity, monkeypatch):
+    def refuse(program, s, split):
+        raise DataError("the split is too long")
+
+    monkeypatch.setattr(stage5, "foresight_ceiling", refuse)
+    result = quick(study, copied, "--evaluation.perfect-foresight")
+    [agent] = read_summary(copied)["agents"]
+    assert agent["evaluation"]["perfect_foresight"] is None
+    assert "no comparison with perfect foresight: the split is too long" in agent["warnings"]
+    assert "the split is too long" in one_line(result.out)
+    assert "With perfect foresight" not in (reports(copied)[-1] / "summary.md").read_text()
 
 
 def test_skip_training_without_the_logs(study, copied, known_parity):

@@ -211,6 +211,12 @@ def test_shares_and_dominance_by_hand():
     assert audit["dominant"] is None
 
 
+def test_a_reward_of_one_component_is_not_dominated_by_it():
+    audit = audited([1.0, 2.0, 0.0], [0.1, 0.2, 0.0], log_wealth=[0.1, 0.2, 0.0])
+    assert audit["component_shares"] == {"log_wealth": 1.0}
+    assert audit["dominant"] is None
+
+
 def test_rank_correlation_is_spearmans():
     rng = np.random.default_rng(0)
     reward = rng.standard_normal(40)

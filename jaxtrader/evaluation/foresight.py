@@ -52,35 +52,31 @@ class ForesightCeiling:
         return min(shares), max(shares)
 
 
-def foresight_ceilings(
-    program: Program, split: str = "test", grid: Grid | None = None
-) -> list[ForesightCeiling]:
-    """The ceiling of every symbol's full split, on the bars that `evaluate_agents` plays.
+def foresight_ceiling(
+    program: Program, s: int, split: str = "test", grid: Grid | None = None
+) -> ForesightCeiling:
+    """The ceiling of one symbol's full split, on the bars that `evaluate_agents` plays.
 
     Args:
+      s: place of the symbol in the program's dataset.
       grid: of the oracle's value function; its default by default.
 
     Raises:
-      DataError: a split is too long for the oracle; the message says what to do.
+      DataError: the split is too long for the oracle; the message says what to do.
     """
-    first, last = full_split_bars(program, split)
-    ceilings = []
-    for s, symbol in enumerate(program.dataset.symbols):
-        params = jax.tree.map(lambda x, s=s: x[s], program.params[split])
-        start, stop = int(first[s, 0]), int(last[s, 0])
-        outlook = perfect_foresight(params.market, 0, start, stop, params.execution.fill)
-        try:
-            plan = solve(outlook, params, grid=grid or Grid(max_adds=int(params.limits.max_adds)))
-        except ValueError as error:
-            raise DataError(f"perfect foresight of {symbol}'s {split} split: {error}") from error
-        played = replay(plan, program.learner.env, params, jnp.int32(0), jnp.int32(stop))
-        ceilings.append(
-            ForesightCeiling(
-                symbol=symbol,
-                split=split,
-                attained=float(played.log_wealth),
-                planned=float(plan.value[0]),
-                bound=float(foresight_bound(outlook, params)),
-            )
-        )
-    return ceilings
+    symbol = program.dataset.symbols[s]
+    params = jax.tree.map(lambda x: x[s], program.params[split])
+    start, stop = (int(bars[s, 0]) for bars in full_split_bars(program, split))
+    outlook = perfect_foresight(params.market, 0, start, stop, params.execution.fill)
+    try:
+        plan = solve(outlook, params, grid=grid or Grid(max_adds=int(params.limits.max_adds)))
+    except ValueError as error:
+        raise DataError(f"perfect foresight of {symbol}'s {split} split: {error}") from error
+    played = replay(plan, program.learner.env, params, jnp.int32(0), jnp.int32(stop))
+    return ForesightCeiling(
+        symbol=symbol,
+        split=split,
+        attained=float(played.log_wealth),
+        planned=float(plan.value[0]),
+        bound=float(foresight_bound(outlook, params)),
+    )

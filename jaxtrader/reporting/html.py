@@ -17,7 +17,7 @@ from envs.actions import Reason
 from envs.reward import RewardComponents
 from jaxtrader.evaluation.evaluate import Evaluation
 from jaxtrader.gates import STAGE5_GATES
-from jaxtrader.reporting.markdown import HEADINGS
+from jaxtrader.reporting.markdown import HEADINGS, captured
 
 if TYPE_CHECKING:
     import jinja2
@@ -238,6 +238,8 @@ def _template() -> jinja2.Template:
         "name": _name,
         "number": _number,
         "percent": _number,
+        "captured": captured,
+        "growth": lambda log_wealth: f"{math.expm1(log_wealth):+.2%}",
         "minute": lambda text: text[:16].replace("T", " "),
     }
     for name in ("css", "js"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -68,6 +69,7 @@ def render_markdown(summary: dict[str, Any]) -> str:
     lines += _table(["gate", "bound", *names], gate_rows)
     lines += [f"## {HEADINGS[agents[0]['evaluation']['split']]}", ""]
     lines += _performance(agents, names)
+    lines += _foresight(agents)
     lines += ["## Reward is money?", ""]
     lines += _audit(agents, names)
     lines += ["## Policies", ""]
@@ -129,6 +131,38 @@ def _performance(agents: list[dict[str, Any]], names: list[str]) -> list[str]:
             label = f"{agent['symbol']} buy and hold"
             rows.append(row(label, hold["total_return"], hold["performance"], "1", "all"))
     return lines + _table(header, rows)
+
+
+def _foresight(agents: list[dict[str, Any]]) -> list[str]:
+    """How much was possible, and how much of it each agent earned."""
+    rows = [
+        [
+            f"{agent['symbol']} seed {agent['seed']}",
+            captured(foresight),
+            f"{math.expm1(foresight['attained_log_wealth']):+.2%}",
+            f"{math.expm1(foresight['bound_log_wealth']):+.2%}",
+        ]
+        for agent in agents
+        if (foresight := agent["evaluation"]["perfect_foresight"])
+    ]
+    if not rows:
+        return []
+    lines = [
+        "With perfect foresight: what someone who had read these bars could have earned under the "
+        "same rules and costs is at least what an optimal plan attained, and at most a bound that "
+        "no strategy exceeds. Shares are of log wealth.",
+        "",
+    ]
+    header = ["", "share captured", "attained by the plan", "bound"]
+    return lines + _table(header, rows)
+
+
+def captured(foresight: dict[str, Any]) -> str:
+    """The share of perfect foresight's log wealth, as the range in which it is known."""
+    low, high = foresight["captured_at_least"], foresight["captured_at_most"]
+    if low is None or high is None:
+        return "—"
+    return f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"{low:.1%} to {high:.1%}"
 
 
 def _audit(agents: list[dict[str, Any]], names: list[str]) -> list[str]:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from jaxtrader.deployment import ExportedPolicy
-from jaxtrader.errors import ExportError
+from jaxtrader.errors import DataError, ExportError
 from jaxtrader.evaluation.evaluate import Evaluation
+from jaxtrader.evaluation.foresight import ForesightCeiling
 from jaxtrader.gates import GateResult, alerts, check_gates
 from jaxtrader.program import Program
 from jaxtrader.provenance import git_commit, machine, versions
@@ -100,10 +101,12 @@ def agent_section(
     k: int,
     evaluation: Evaluation,
     export: ExportedPolicy | ExportError | None,
+    ceiling: ForesightCeiling | DataError | None,
 ) -> dict[str, Any]:
     """One agent: its checkpoint, gates, evaluation, audit and policy file.
 
-    `export` is an error where the file could not be written, and None where none was asked for.
+    `export` and `ceiling` are an error where there could be none, and None where none was asked
+    for.
     """
     program, symbol, seed = run.program, evaluation.symbol, evaluation.seed
     gates = check_gates(evaluation.metrics)
@@ -124,6 +127,9 @@ def agent_section(
     exported = export is None or (policy is not None and policy.parity.passed)
     if name in run.halted():
         warnings.append(run.halted()[name])
+    if isinstance(ceiling, DataError):
+        warnings.append(f"no comparison with perfect foresight: {ceiling}")
+        ceiling = None
     return {
         "symbol": symbol,
         "seed": seed,
@@ -140,12 +146,12 @@ def agent_section(
             for _, row in rescues.iterrows()
         ],
         "training_telemetry": episode_means(late) if len(late) else {},
-        "evaluation": evaluation_section(evaluation),
+        "evaluation": evaluation_section(evaluation, ceiling),
         "policy": None if policy is None else policy_section(policy),
     }
 
 
-def evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_section(evaluation: Evaluation, ceiling: ForesightCeiling | None) -> dict[str, Any]:
     """Deterministic results on one split."""
     equity, benchmark = evaluation.equity, evaluation.benchmark
     exposure = (1.0 - evaluation.steps["cash"] / evaluation.steps["equity"]).clip(lower=0.0)
@@ -167,10 +173,22 @@ def evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
             "total_return": float(benchmark.iloc[-1] / benchmark.iloc[0] - 1.0),
             "performance": evaluation.benchmark_performance.to_dict(),
         },
+        "perfect_foresight": None if ceiling is None else foresight_section(evaluation, ceiling),
         "random_start_episodes": len(evaluation.episodes),
         "telemetry": evaluation.metrics,
         "full_split_telemetry": episode_means(evaluation.full_split),
         "reward_audit": evaluation.audit,
+    }
+
+
+def foresight_section(evaluation: Evaluation, ceiling: ForesightCeiling) -> dict[str, Any]:
+    """What could have been earned on the same bars, and how much of it was."""
+    at_least, at_most = ceiling.captured(evaluation)
+    return {
+        "attained_log_wealth": ceiling.attained,
+        "bound_log_wealth": ceiling.bound,
+        "captured_at_least": at_least,
+        "captured_at_most": at_most,
     }
 
 
@@ -199,15 +217,22 @@ def build_summary(
     run: TrainingRun,
     evaluations: Sequence[Sequence[Evaluation]],
     exports: Sequence[Sequence[ExportedPolicy | ExportError | None]],
+    ceilings: Sequence[ForesightCeiling | DataError | None],
     *,
     created: str,
     command: Sequence[str],
     skipped: bool,
     extended_to: int | None,
 ) -> dict[str, Any]:
-    """The whole summary, strict JSON. A run passes when every agent passes every gate, and
-    every policy agrees with JAX."""
-    agents = [agent_section(run, s, k, evaluations[s][k], exports[s][k]) for s, k, *_ in run.agents]
+    """The whole summary, strict JSON.
+
+    A run passes when every agent passes every gate, and every policy agrees with JAX. Evaluations
+    and exports are by symbol, then by seed; ceilings by symbol.
+    """
+    agents = [
+        agent_section(run, s, k, evaluations[s][k], exports[s][k], ceilings[s])
+        for s, k, *_ in run.agents
+    ]
     return strict(
         {
             "schema": "jaxtrader/stage5-summary",
