@@ -114,12 +114,10 @@ class Learner:
     ) -> tuple[TrainState, UpdateMetrics]:
         """Collect, estimate, optimise, guard. A halted agent stays bit for bit as it is."""
         key_collect, key_optimize = jax.random.split(jax.random.fold_in(state.key, state.update))
-        table = self.networks.encode_market(state.params, env_params.market)
         walkers, rollout = collect(
             key_collect,
             self.networks,
             state.params,
-            table,
             self.env,
             env_params,
             state.walkers,

@@ -1,5 +1,6 @@
 """The networks: a causal market encoder, an account MLP, and masked actor and critic heads."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -146,6 +147,37 @@ class ActorCritic:
         Bar t stands in row t - (R - 1).
         """
         return self.encode(params, market.features)
+
+    def block_encoder(
+        self, params: Params, market: Market, num_blocks: int, length: int
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """A function from blocks of contiguous bars to the embeddings of each of their bars.
+
+        It takes the blocks' symbols and first bars, i32[...] each, and returns f32[..., length, D].
+        Every bar is encoded once: the blocks with R - 1 bars of context each, or here and now the
+        whole market, whichever is fewer bars. The choice is made from shapes.
+
+        Args:
+          num_blocks: that the function will be asked for, in all its calls.
+        """
+        context = self.receptive_field - 1
+
+        def bars_of(first_bar: jax.Array, count: int) -> jax.Array:
+            return first_bar[..., None] + jnp.arange(count)
+
+        def encoded(symbol: jax.Array, first_bar: jax.Array) -> jax.Array:
+            bars = bars_of(first_bar - context, context + length)
+            features = market.features.at[symbol[..., None], bars].get(
+                mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+            )
+            return self.encode(params, features)
+
+        if num_blocks * (context + length) < market.num_symbols * market.num_bars:
+            return encoded
+        table = self.encode_market(params, market)
+        return lambda symbol, first_bar: self.embedding_at(
+            table, symbol[..., None], bars_of(first_bar, length)
+        )
 
     def embedding_at(self, table: jax.Array, symbol: jax.Array, bar: jax.Array) -> jax.Array:
         """Rows of `encode_market`'s table; NaN where the bar has no full window."""

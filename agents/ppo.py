@@ -129,32 +129,6 @@ def to_blocks(rollout: Rollout, advantages: jax.Array, returns: jax.Array) -> Bl
     )
 
 
-def encode_blocks(
-    networks: ActorCritic,
-    params: Params,
-    market: Market,
-    symbol: jax.Array,
-    first_bar: jax.Array,
-    block_length: int,
-) -> jax.Array:
-    """Embeddings of every step of B blocks, f32[B, C, D], each bar encoded once.
-
-    Encodes the blocks with R - 1 bars of context each, or the whole market, whichever is fewer
-    bars; the choice is made from shapes.
-    """
-    history = networks.receptive_field - 1
-    block_bars = symbol.shape[0] * (block_length + history)
-    if block_bars >= market.num_symbols * market.num_bars:
-        table = networks.encode_market(params, market)
-        bars = first_bar[:, None] + jnp.arange(block_length)
-        return networks.embedding_at(table, symbol[:, None], bars)
-    bars = first_bar[:, None] - history + jnp.arange(block_length + history)
-    features = market.features.at[symbol[:, None], bars].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
-    return networks.encode(params, features)
-
-
 def ppo_loss(
     params: Params,
     networks: ActorCritic,
@@ -170,9 +144,8 @@ def ppo_loss(
     Returns:
       (loss f32[], parts); `parts.grad_norm` is 0 here and filled in by the optimiser's step.
     """
-    embedding = encode_blocks(
-        networks, params, market, blocks.symbol, blocks.first_bar, blocks.action.shape[1]
-    )
+    encode = networks.block_encoder(params, market, *blocks.action.shape)
+    embedding = encode(blocks.symbol, blocks.first_bar)
     logits, value = networks.heads(params, embedding, blocks.account, blocks.mask)
     log_ratio = log_prob(logits, blocks.action) - blocks.log_prob
     ratio = jnp.exp(log_ratio)

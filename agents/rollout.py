@@ -97,7 +97,6 @@ def collect(
     key: jax.Array,
     networks: ActorCritic,
     params: Params,
-    table: jax.Array,
     env: TradingEnv,
     env_params: TradingParams,
     walkers: Walkers,
@@ -107,21 +106,20 @@ def collect(
     """Steps all environments `num_blocks * block_length` times under the stochastic policy.
 
     Args:
-      table: f32[S, T - R + 1, D], `networks.encode_market` of `env_params.market`.
       walkers: N environments at block boundaries.
     """
     num_envs = walkers.account.shape[0]
-
-    def evaluate(walkers: Walkers) -> tuple[jax.Array, jax.Array]:
-        embedding = networks.embedding_at(table, walkers.state.symbol, walkers.state.bar)
-        return networks.heads(params, embedding, walkers.account, walkers.mask)
+    # Of a block's decisions, and of the bar after the last, whose value may be needed.
+    encode = networks.block_encoder(
+        params, env_params.market, (num_blocks + 1) * num_envs, block_length + 1
+    )
 
     # Scans carry their key. Were they to walk over an array of keys, `vmap` would transpose it,
     # and jax.debug_key_reuse takes a transposed key for a used one.
-    def step(carry: tuple[jax.Array, Walkers, FinishedEpisodes, jax.Array], _):
+    def step(carry: tuple[jax.Array, Walkers, FinishedEpisodes, jax.Array], embedding: jax.Array):
         key, walkers, finished, _ = carry
         key, key_action, key_reset = jax.random.split(key, 3)
-        logits, value = evaluate(walkers)
+        logits, value = networks.heads(params, embedding, walkers.account, walkers.mask)
         action = sample(key_action, logits)
         nats = entropy(logits)
         state, outcome = jax.vmap(env.transition, (0, 0, None))(walkers.state, action, env_params)
@@ -162,18 +160,19 @@ def collect(
         key, walkers = carry
         key, key_steps = jax.random.split(key)
         symbol, first_bar = walkers.state.symbol, walkers.state.bar
+        embeddings = jnp.swapaxes(encode(symbol, first_bar), 0, 1)
         none_finished = _no_episodes(walkers.state.statistics)
         steps = (key_steps, walkers, none_finished, walkers.account)
-        (_, after, finished, final_account), stored = jax.lax.scan(step, steps, length=block_length)
-        embedding = networks.embedding_at(table, symbol, first_bar + block_length)
+        (_, after, finished, final_account), stored = jax.lax.scan(step, steps, embeddings[:-1])
         # The value head ignores the mask.
-        _, final_value = networks.heads(params, embedding, final_account, walkers.mask)
+        _, final_value = networks.heads(params, embeddings[-1], final_account, walkers.mask)
         return (key, after), (symbol, first_bar, stored, final_value, finished)
 
     (_, walkers), (symbol, first_bar, stored, final_value, finished) = jax.lax.scan(
         block, (key, walkers), length=num_blocks
     )
-    _, last_value = evaluate(walkers)
+    last_embedding = encode(walkers.state.symbol, walkers.state.bar)[:, 0]
+    _, last_value = networks.heads(params, last_embedding, walkers.account, walkers.mask)
     return walkers, Rollout(
         symbol=symbol,
         first_bar=first_bar,

@@ -100,9 +100,8 @@ def measure(config: TrainingConfig, market: Dataset, repeats: int) -> dict[str, 
 
     @jax.jit
     def rollout_call(walkers: Walkers, params: TradingParams) -> Walkers:
-        table = learner.networks.encode_market(state.params, params.market)
         walkers, rollout = collect(
-            key, learner.networks, state.params, table, learner.env, params, walkers,
+            key, learner.networks, state.params, learner.env, params, walkers,
             learner.shape.num_blocks, learner.shape.block_length,
         )  # fmt: skip
         # The rollout is part of the work: without a use of it XLA would drop most of it.

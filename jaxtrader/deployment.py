@@ -66,12 +66,11 @@ def _observe(
         params, key = agent
         key_start, key_collect = jax.random.split(key)
         walkers = start_walkers(key_start, learner.env, trading, num_envs, block)
-        table = learner.networks.encode_market(params, trading.market)
         _, rollout = collect(
-            key_collect, learner.networks, params, table, learner.env, trading, walkers,
-            blocks, block,
-        )  # fmt: skip
+            key_collect, learner.networks, params, learner.env, trading, walkers, blocks, block
+        )
         bar = rollout.first_bar[:, None] + jnp.arange(block)[:, None]
+        table = learner.networks.encode_market(params, trading.market)
         embedding = learner.networks.embedding_at(table, rollout.symbol[:, None], bar)
         logits, value = learner.networks.heads(params, embedding, rollout.account, rollout.mask)
 

@@ -8,9 +8,8 @@ import pytest
 from learners import ppo_params
 from markets import random_walk
 
-import agents.ppo
 from agents.networks import ActorCritic, NetworkConfig
-from agents.ppo import Blocks, encode_blocks, ppo_loss
+from agents.ppo import Blocks, ppo_loss
 from envs.market import Market, window
 from envs.trading import NUM_ACCOUNT_FEATURES
 
@@ -216,8 +215,13 @@ SYMBOL = jnp.array([0, 1, 1, 0, 1])
 FIRST_BAR = jnp.array([R - 1, 9, 30, BARS - LENGTH, 11])
 
 
+def encode_blocks(params, market, symbol, first_bar):
+    encode = NETWORKS.block_encoder(params, market, len(symbol), LENGTH)
+    return encode(symbol, first_bar)
+
+
 def encoded_bars(monkeypatch, params, market, blocks):
-    """Bars that `encode_blocks` runs through the encoder for the first `blocks` of the blocks."""
+    """Bars that `block_encoder` runs through the encoder for the first `blocks` of the blocks."""
     bars = []
     encode = ActorCritic.encode
 
@@ -227,7 +231,7 @@ def encoded_bars(monkeypatch, params, market, blocks):
 
     monkeypatch.setattr(ActorCritic, "encode", spy)
     args = (params, market, SYMBOL[:blocks], FIRST_BAR[:blocks])
-    jax.eval_shape(lambda *args: encode_blocks(NETWORKS, *args, LENGTH), *args)
+    jax.eval_shape(encode_blocks, *args)
     monkeypatch.undo()
     assert len(bars) == 1
     return bars[0]
@@ -247,7 +251,7 @@ def many(blocks):
 
 
 def by_windows(networks, params, market, symbol, first_bar, block_length):
-    """What `encode_blocks` computes, one window a step: the form used for serving."""
+    """What `block_encoder` computes, one window a step: the form used for serving."""
     bars = first_bar[:, None] + jnp.arange(block_length)
     per_step = jax.vmap(window, (None, None, 0, None))
     windows = jax.vmap(per_step, (None, 0, 0, None))(market, symbol, bars, networks.receptive_field)
@@ -262,11 +266,11 @@ def test_blocks_table_and_windows_agree(params, market):
         return jnp.mean(jnp.cos(weights * embedding))
 
     def blocks_loss(params):
-        embedding = encode_blocks(NETWORKS, params, market, SYMBOL, FIRST_BAR, LENGTH)
+        embedding = encode_blocks(params, market, SYMBOL, FIRST_BAR)
         return mean_loss(embedding, weights), embedding
 
     def table_loss(params):
-        embedding = encode_blocks(NETWORKS, params, market, many(SYMBOL), many(FIRST_BAR), LENGTH)
+        embedding = encode_blocks(params, market, many(SYMBOL), many(FIRST_BAR))
         return mean_loss(embedding, many(weights)), embedding[:5]
 
     def windows_loss(params):
@@ -314,8 +318,12 @@ def test_the_ppo_loss_is_the_same_by_blocks_by_table_and_by_windows(monkeypatch,
 
     by_block, by_table = loss(blocks), loss(jax.tree.map(many, blocks))
     used = []
-    spy = lambda *args: used.append(True) or by_windows(*args)  # noqa: E731
-    monkeypatch.setattr(agents.ppo, "encode_blocks", spy)
+
+    def block_encoder(self, params, market, num_blocks, length):
+        used.append(True)
+        return lambda symbol, first_bar: by_windows(self, params, market, symbol, first_bar, length)
+
+    monkeypatch.setattr(ActorCritic, "block_encoder", block_encoder)
     expected = loss(blocks)
     assert used
     assert float(expected[0][0]) > 0.1
@@ -330,11 +338,10 @@ def test_steps_without_a_full_window_are_nan_in_every_form(params, market):
     missing = (bars < R - 1) | (bars >= BARS)
 
     def embeddings(params):
-        args = (NETWORKS, params, market)
         return (
-            encode_blocks(*args, SYMBOL, first_bar, LENGTH),
-            encode_blocks(*args, many(SYMBOL), many(first_bar), LENGTH)[:5],
-            by_windows(*args, SYMBOL, first_bar, LENGTH),
+            encode_blocks(params, market, SYMBOL, first_bar),
+            encode_blocks(params, market, many(SYMBOL), many(first_bar))[:5],
+            by_windows(NETWORKS, params, market, SYMBOL, first_bar, LENGTH),
         )
 
     for embedding in jax.jit(embeddings)(params):

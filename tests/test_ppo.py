@@ -149,10 +149,8 @@ def test_the_heads_are_two_small_perceptrons(params):
 class GivenOutputs:
     """Networks whose logits and values are the parameters themselves."""
 
-    receptive_field = 1
-
-    def encode(self, params, features):
-        return features
+    def block_encoder(self, params, market, num_blocks, length):
+        return lambda symbol, first_bar: None
 
     def heads(self, params, embedding, account, mask):
         return mask_logits(params["logits"], mask), params["value"]
@@ -469,9 +467,7 @@ def network_blocks(params, seed=10):
         first_bar=jnp.asarray(rng.integers(3, 36, 12), jnp.int32),
         account=jnp.asarray(rng.standard_normal((12, 4, NUM_ACCOUNT_FEATURES)), jnp.float32),
     )
-    embedding = agents.ppo.encode_blocks(
-        NETWORKS, params, MARKET, blocks.symbol, blocks.first_bar, 4
-    )
+    embedding = NETWORKS.block_encoder(params, MARKET, 12, 4)(blocks.symbol, blocks.first_bar)
     logits, _ = NETWORKS.heads(params, embedding, blocks.account, blocks.mask)
     return blocks.replace(log_prob=log_prob(logits, blocks.action))
 

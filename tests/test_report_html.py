@@ -245,7 +245,7 @@ def test_buy_and_hold_stands_below_the_agents_of_its_symbol(page, made):
 
 
 def test_how_much_was_possible_is_said_where_it_is_known(page, made):
-    """Of AAA, whose oracle earned 0.10 in logs and was bounded by 0.20; BBB's split was too long."""
+    """Of AAA, whose oracle earned 0.10 in logs with a bound of 0.20; BBB's split was too long."""
     _, *rows = page.table("share captured")
     agents = [agent for agent in made.summary["agents"] if agent["symbol"] == "AAA"]
     assert [row[0] for row in rows] == [f"AAA seed {seed}" for seed in SEEDS]

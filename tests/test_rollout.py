@@ -46,8 +46,7 @@ def walk():
 
     @jax.jit
     def rollout(key, weights, params, walkers):
-        table = NETWORKS.encode_market(weights, params.market)
-        return collect(key, NETWORKS, weights, table, env, params, walkers, BLOCKS, LENGTH)
+        return collect(key, NETWORKS, weights, env, params, walkers, BLOCKS, LENGTH)
 
     after, stored = rollout(jax.random.key(7), weights, params, walkers)
     return SimpleNamespace(
