@@ -52,6 +52,8 @@ def train(
     that an interruption makes in between has none, lest it competes for the best and the resumed
     run ends elsewhere than an uninterrupted one.
 
+    Training ends early, at a checkpoint, once every agent has halted.
+
     Raises:
       Interrupted: Ctrl-C; the state after the call that was under way is saved first.
       CheckpointError, JaxtraderError: the output folder cannot be written.
@@ -69,7 +71,8 @@ def train(
         _deferred_interrupt() as interrupted,
         TrainingProgress(total, console) as progress,
     ):
-        while run.update < total:
+        # Checked where checkpoints are due, so that a run's end does not depend on its timing.
+        while run.update < total and not (run.update % every == 0 and _all_halted(run)):
             to_checkpoint = every - run.update % every
             affordable = max(1, int(SECONDS_PER_CALL / seconds_per_update))
             n = min(to_checkpoint, total - run.update, affordable, MAX_UPDATES_PER_CALL)
@@ -101,6 +104,8 @@ def train(
             progress.show(run.update, run.steps_per_second, _statuses(run, latest_sharpe))
             if stop:
                 break
+    if run.update < total and not stop:
+        console.print(f"every agent has halted: trained to update {run.update} of {total}")
     if compiles and run.train_seconds:
         run.compile_seconds -= run.train_seconds / run.timed_steps * steps_per_update
     if stop:
@@ -151,6 +156,10 @@ def _deferred_interrupt() -> Iterator[list[int]]:
         yield noted
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _all_halted(run: TrainingRun) -> bool:
+    return bool((jax.device_get(run.state.halt) != RUNNING).all())
 
 
 def _validate(run: TrainingRun) -> np.ndarray:

@@ -464,9 +464,9 @@ def test_a_halted_agent_keeps_its_parameters_and_adds_no_rows(poisoned, straight
     assert set(episodes.loc[episodes["symbol"] == "BBB", "update"]) <= {1}
 
 
-def broken_run(folder, bad_update):
-    """One seed whose bars turn bad before an update, and what its training said."""
-    clean = program("BBB")
+def broken_run(folder, bad_update, symbols=("BBB",)):
+    """One seed; BBB's bars turn bad before an update. And what its training said."""
+    clean = program(*symbols)
     own = dataclasses.replace(clean, params=dict(clean.params))
     run, calls = start_run(own, (1337,), TOTAL, OutputLayout(folder)), []
 
@@ -474,7 +474,8 @@ def broken_run(folder, bad_update):
         calls.append(1)
         if len(calls) == bad_update - 1:
             params = own.params["train"]
-            market = params.market.replace(features=params.market.features * np.nan)
+            features = params.market.features.at[-1].set(np.nan)  # of BBB, the last symbol
+            market = params.market.replace(features=features)
             own.params["train"] = params.replace(market=market)
         return False
 
@@ -498,17 +499,23 @@ def test_a_loss_that_is_not_finite_stops_the_seed_and_says_when(broken):
     assert broken.run.updates_table()["update"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_training_ends_once_every_agent_has_halted(broken):
+    """At the next checkpoint; here the update that broke it was the last before one."""
+    assert broken.run.update == 6 < UPDATES
+    assert f"every agent has halted: trained to update 6 of {UPDATES}" in broken.said
+
+
 def test_the_last_good_state_is_kept_and_used(broken, single, tmp_path):
-    """What update 5 left is what the checkpoints of 6 and 7 hold, and what is evaluated."""
+    """What update 5 left is what the checkpoint of 6 holds, and what is evaluated."""
     run = broken.run
-    assert run.best_update[0, 0] in (2, 4, 6, 7)
+    assert run.best_update[0, 0] in (2, 4, 6)
     for leaf in jax.tree.leaves((run.state.params, run.state.opt_state, run.best_params)):
         assert np.isfinite(np.asarray(leaf, np.float64)).all()
     shutil.copytree(broken.folder, tmp_path / "run")
     layout = OutputLayout(tmp_path / "run")
     for to_train in (False, True):
         back = restore_run(program("BBB"), (1337,), layout, to_train=to_train)
-        assert back.update == UPDATES
+        assert back.update == 6
         assert back.halted() == run.halted()
         chex.assert_trees_all_equal(bits(back.state), bits(run.state))
         chex.assert_trees_all_equal(back.best_params, run.best_params)
@@ -522,22 +529,23 @@ def test_the_last_good_state_is_kept_and_used(broken, single, tmp_path):
     for update in set(checkpoints.updates()) & set(clean.updates()) & {2, 4}:
         one, two = (each.restore(update, like).state for each in (checkpoints, clean))
         chex.assert_trees_all_equal(bits(one), bits(two))
-    halted = checkpoints.restore(7, like).state
+    halted = checkpoints.restore(6, like).state
     assert (int(halted.update), int(halted.halted_at)) == (5, 6)
 
 
-def test_a_halted_seed_has_one_best_however_often_it_is_resumed(tmp_path, monkeypatch):
+def test_a_halted_agent_has_one_best_however_often_it_is_resumed(tmp_path, monkeypatch):
     """Later checkpoints hold the same parameters again, and do not compete; here none is better,
     for an agent that never trades has no Sharpe ratio."""
-    undefined = lambda program, params: np.full((1, 1), np.nan)  # noqa: E731
+    undefined = lambda program, params: np.full((2, 1), np.nan)  # noqa: E731
     monkeypatch.setattr(training, "validation_sharpe", undefined)
-    run = broken_run(tmp_path, bad_update=3).run
-    assert run.best_update.tolist() == [[4]]  # the first to be validated after the halt
+    both = ("AAA", "BBB")
+    run = broken_run(tmp_path, bad_update=3, symbols=both).run
+    assert run.best_update.tolist() == [[7], [4]]  # BBB's was first validated after its halt
     for extra in (0, 2, 4):
-        back = restore_run(program("BBB"), (1337,), OutputLayout(tmp_path), to_train=True)
-        assert back.best_update.tolist() == [[4]]
+        back = restore_run(program(*both), (1337,), OutputLayout(tmp_path), to_train=True)
+        assert back.best_update[1] == 4
         train(back, TOTAL + extra * STEPS_PER_UPDATE, QUIET)
-        assert back.best_update.tolist() == [[4]]
+        assert back.best_update.tolist() == [[UPDATES + extra], [4]]
         back.close()
 
 
