@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from jaxtrader.config import TrainingConfig, replace_settings
+from jaxtrader.config import PPOConfig, TrainingConfig, replace_settings
 from jaxtrader.data.planted import PROBES, null, planted_dataset
-from jaxtrader.errors import JaxtraderError
+from jaxtrader.errors import ConfigError, JaxtraderError
 from jaxtrader.evaluation.probes import (
     Probe,
     learn_probe,
@@ -37,27 +37,27 @@ from jaxtrader.files import timestamp, write_whole
 from jaxtrader.provenance import git_commit, machine, versions
 from jaxtrader.reporting.summary import strict
 from jaxtrader.runtime import use_compilation_cache, use_full_precision
-from jaxtrader.telemetry import reward_audit
+from jaxtrader.telemetry import audit_warnings, reward_audit
 
 GOAL = 0.90
 NULL_HISTORIES = 20
-NULL_BARS = (24_000, 2_000, 25_600)
+NULL_BARS = (24_000, 2_000, 25_601)
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What learning a market takes."""
 
-    timesteps: int  # of each seed
+    timesteps: int = PPOConfig().total_timesteps  # of each seed
     ppo: dict[str, Any] = field(default_factory=dict)  # settings that differ from the defaults
 
 
 # In small minibatches a weak signal drowns in noise, which ten epochs then learn by heart.
 LARGE_BATCHES = {"num_envs": 64, "batch_size": 1024, "num_epochs": 4, "learning_rate": 6e-4}
 LESSONS = {
-    "trend": Lesson(300_000),
-    "costly": Lesson(300_000),
-    "trap": Lesson(300_000),
+    "trend": Lesson(),
+    "costly": Lesson(),
+    "trap": Lesson(),
     "faint": Lesson(4_000_000, LARGE_BATCHES),
     "hidden": Lesson(2_000_000, LARGE_BATCHES),
     "regime": Lesson(2_000_000, LARGE_BATCHES),
@@ -77,6 +77,8 @@ class Arguments:
     """Seeds, trained together in one program. The null market has 20 histories and one seed."""
     timesteps: int | None = None
     """Environment steps of each seed. Default: by market (see LESSONS)."""
+    history: int = 1
+    """Which history of the markets to learn and to be judged on. The settings were chosen on 0."""
     reward: Literal["log_wealth", "professional", "differential_sharpe"] = "log_wealth"
     """Reward that is maximised; judged is always the money."""
     output: Path | None = None
@@ -92,7 +94,8 @@ def report_probe(probe: Probe, console: Console) -> dict[str, Any]:
         verdict = "learnt" if share >= GOAL else "not learnt"
         table.add_row(name, str(seed), f"{share:.3f}", f"{low:.3f} to {high:.3f}", verdict)
     console.print(table)
-    audit = reward_audit(probe.run.episodes_table())
+    training = probe.run.episodes_table().sort_values("update", kind="stable")
+    audit = reward_audit(training)
     console.print(
         f"{name} ({probe.market.summary}): optimum {probe.optimum:.5f} expected, "
         f"{probe.optimal.mean():.5f} attained on these {probe.optimal.size} test episodes; "
@@ -105,6 +108,9 @@ def report_probe(probe: Probe, console: Console) -> dict[str, Any]:
             f"reward against money in training: rank correlation {correlation:.2f}; shares "
             + ", ".join(f"{part} {share:.0%}" for part, share in parts.items())
         )
+    warnings = audit_warnings(audit, training)
+    for warning in warnings:
+        console.print(f"warning: {warning}")
     return {
         "market": name,
         "seeds": list(probe.run.seeds),
@@ -116,14 +122,19 @@ def report_probe(probe: Probe, console: Console) -> dict[str, Any]:
         "episodes": probe.optimal.size,
         "seconds": probe.seconds,
         "reward_audit": audit,
+        "warnings": warnings,
         "passed": bool((shares >= GOAL).all()),
     }
 
 
-def learn_null(config: TrainingConfig, timesteps: int, console: Console) -> dict[str, Any]:
+def learn_null(
+    config: TrainingConfig, timesteps: int, history: int, console: Console
+) -> dict[str, Any]:
     """20 agents, each on a martingale of its own: their mean gain must not be above zero."""
     market = null()
-    dataset, _ = planted_dataset(market, histories=NULL_HISTORIES, bars=NULL_BARS)
+    dataset, _ = planted_dataset(
+        market, history * NULL_HISTORIES, histories=NULL_HISTORIES, bars=NULL_BARS
+    )
     rows = {}
     for costs in ("retail", "free"):
         settings = replace_settings(probe_config(market, config), "environment", costs=costs)
@@ -131,15 +142,18 @@ def learn_null(config: TrainingConfig, timesteps: int, console: Console) -> dict
         interval = stats.t.interval(
             0.95, len(gains) - 1, loc=gains.mean(), scale=max(stats.sem(gains), 1e-12)
         )
+        idle = int((gains == 0.0).sum())
         rows[costs] = {
             "gains": gains.tolist(),
+            "never_traded": idle,
             "mean": float(gains.mean()),
             "interval": [float(bound) for bound in interval],
             "passed": bool(interval[0] <= 0.0),
         }
         console.print(
-            f"null market, {costs} costs, {len(gains)} agents: mean log gain of an episode out of "
-            f"sample {gains.mean():+.6f}, 95 % interval {interval[0]:+.6f} to {interval[1]:+.6f}: "
+            f"null market, {costs} costs, {len(gains)} agents, of which {idle} never traded out of "
+            f"sample: mean log gain of an episode {gains.mean():+.6f}, 95 % interval "
+            f"{interval[0]:+.6f} to {interval[1]:+.6f}: "
             + ("nothing gained" if interval[0] <= 0 else "GAINED: something leaks")
         )
     return {
@@ -162,15 +176,24 @@ def main(argv: list[str] | None = None) -> int:
     names = [*PROBES, "null"] if "all" in arguments.markets else list(arguments.markets)
     rows = []
     try:
+        if arguments.timesteps is not None and arguments.timesteps < 1:
+            raise ConfigError(f"--timesteps {arguments.timesteps}: give at least 1")
         for name in names:
             lesson = LESSONS[name]
             settings = replace_settings(config, "ppo", **lesson.ppo)
             steps = arguments.timesteps or lesson.timesteps
             if name == "null":
-                row = learn_null(settings, steps, console)
+                row = learn_null(settings, steps, arguments.history, console)
             else:
                 market = PROBES[name]()
-                probe = learn_probe(market, arguments.seeds, steps, settings, console=console)
+                probe = learn_probe(
+                    market,
+                    arguments.seeds,
+                    steps,
+                    settings,
+                    history=arguments.history,
+                    console=console,
+                )
                 row = report_probe(probe, console)
             rows.append({**row, "ppo_settings": lesson.ppo})
     except JaxtraderError as error:
@@ -188,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
             "versions": versions(),
             "machine": machine(),
             "reward": arguments.reward,
+            "history": arguments.history,
             "config": config.to_dict(),
             "seconds": seconds,
             "rows": rows,

@@ -541,10 +541,12 @@ def _foresight_bound(outlook: Outlook, rules: _Rules) -> jax.Array:
     buying = slippage + commission + slippage * commission
     selling = slippage + commission - slippage * commission
     cap = jnp.minimum(limits.position_cap, 1.0)
-    # Where losers may be added to, the basis of what an add found can exceed its value.
-    basis = cap / (1.0 + jnp.minimum(limits.add_threshold, 0.0))
-    largest = basis * (1.0 + limits.take_profit)
-    held_weight = largest / (1.0 - cap + largest)
+    # Where losers may be added to, the basis of what an add found can exceed its value; how far,
+    # the stop decides, since whoever reaches it is sold. Where no loss is too large, the
+    # weight has no limit but 1.
+    lowest = jnp.minimum(jnp.maximum(limits.add_threshold, -limits.stop_loss), 0.0)
+    largest = cap / (1.0 + jnp.maximum(lowest, -0.99)) * (1.0 + limits.take_profit)
+    held_weight = jnp.where(lowest > -0.99, largest / (1.0 - cap + largest), 1.0)
 
     def step(shadow, bar):
         equity, position = shadow  # a' and m' of the derivation

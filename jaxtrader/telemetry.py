@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -150,3 +152,41 @@ def reward_audit(episodes: pd.DataFrame) -> dict[str, object]:
         "component_shares": shares,
         "dominant": above[0] if above and len(shares) > 1 else None,
     }
+
+
+def audit_warnings(audit: Mapping[str, Any], training: pd.DataFrame) -> list[str]:
+    """Signs that the reward is not money.
+
+    Args:
+      audit: of `reward_audit`.
+      training: the agent's training episodes, in order, or an empty table.
+
+    Returns:
+      a sentence for a component that dominates the reward, and one where training raised the
+      reward while equity fell: from the first quarter of the episodes to the last, by more than
+      two standard errors each.
+    """
+    found = []
+    dominant = audit["dominant"]
+    if dominant is not None:
+        share = audit["component_shares"][dominant]
+        found.append(f"reward component {dominant} makes {share:.0%} of the reward (limit 60 %)")
+    quarter = len(training) // 4
+    if quarter >= 2:
+        early, late = training.head(quarter), training.tail(quarter)
+        reward, money = (_change(early[name], late[name]) for name in ("reward", "log_return"))
+        if reward > 2.0 and money < -2.0:
+            found.append(
+                "reward rose in training while equity fell: episode reward "
+                f"{early['reward'].mean():.3f} to {late['reward'].mean():.3f}, episode log return "
+                f"{early['log_return'].mean():.4%} to {late['log_return'].mean():.4%}"
+            )
+    return found
+
+
+def _change(early: pd.Series, late: pd.Series) -> float:
+    """Change of the mean in standard errors (Welch 1947); infinite where nothing else varies."""
+    a, b = early.to_numpy(np.float64), late.to_numpy(np.float64)
+    change = float(b.mean() - a.mean())
+    error = math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    return change / error if error > 0.0 else change * math.inf if change else 0.0

@@ -9,6 +9,7 @@ import pytest
 
 from jaxtrader.data import (
     FEATURE_NAMES,
+    Bars,
     DailySentiment,
     FeatureInputs,
     compute_features,
@@ -130,11 +131,32 @@ def test_noise_leaves_the_past_alone_and_nothing_else():
     assert not np.array_equal(noisy.close, noise_after(BARS, 100, seed=1).close)
 
 
-def test_one_bar_has_no_future():
+def momentum_5(inputs: FeatureInputs) -> np.ndarray:
+    """It fails on fewer than five bars, as anything may that is registered with such a warm-up."""
+    closes = inputs.bars.close
+    return np.append(np.full(5, np.nan), np.log(closes[5:] / closes[:-5]))
+
+
+@pytest.mark.parametrize("timeframe", ["1Min", "15Min", "1Hour"])
+def test_no_feature_is_asked_about_bars_before_it_is_warm(monkeypatch, timeframe):
+    """Found on 15-minute bars, where `return_1h` looks back four bars and some probes had fewer."""
+    bars = dataclasses.replace(first_bars(150), timeframe=timeframe)
+    name = registered(monkeypatch, momentum_5, warm_up=5)
+    for seed in range(20):
+        assert find_lookahead(bars, ("return_1h", name), probes=10, seed=seed) == {}
+
+
+def first_bars(count: int) -> Bars:
     columns = ("timestamps", "open", "high", "low", "close", "volume")
-    one = dataclasses.replace(BARS, **{name: getattr(BARS, name)[:1] for name in columns})
-    with pytest.raises(DataError, match="give at least two"):
-        find_lookahead(one)
+    return dataclasses.replace(BARS, **{name: getattr(BARS, name)[:count] for name in columns})
+
+
+def test_bars_without_a_past_or_a_future_cannot_be_probed():
+    assert find_lookahead(first_bars(2), ("close",)) == {}
+    with pytest.raises(DataError, match=r"of 1 bars none is warmed up .* give at least 2"):
+        find_lookahead(first_bars(1), ("close",))
+    with pytest.raises(DataError, match=r"of 34 bars none is warmed up .* give at least 35"):
+        find_lookahead(first_bars(34), ("close", "macd_signal"))
     with pytest.raises(ConfigError, match="the nearest is 'close'"):
         find_lookahead(BARS, ("closed",))
 

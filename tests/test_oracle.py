@@ -267,6 +267,18 @@ def test_the_bound_by_hand():
     assert foresight_bound(plan.outlook, params) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("stop_loss", [0.05, 0.995, 2.0])
+def test_looser_rules_never_lower_the_bound(stop_loss):
+    """It was NaN with adds permitted at any loss (-1), and lower yet beyond that."""
+    params = rules_on(tiny_market(np.random.default_rng(0), 0.02, 0.01, 0.0))
+    outlook = perfect_foresight(params.market, 0, 0, STEPS)
+    thresholds = [0.02, 0.0, -0.04, -0.2, -0.9, -1.0, -2.0]
+    limits = [{"add_threshold": add, "stop_loss": stop_loss} for add in thresholds]
+    bounds = [foresight_bound(outlook, rules_on(params.market, limits=each)) for each in limits]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] < 10.0 * bounds[0]
+
+
 def best_of_the_relaxation(
     outlook: Outlook, weight: np.ndarray, buying: float, selling: float
 ) -> float:
@@ -319,7 +331,7 @@ def test_the_bound_solves_its_linear_program(
     limits = {"add_threshold": add_threshold}
     params = rules_on(market, limits=limits, cost_multiplier=multiplier)
     outlook = perfect_foresight(market, 0, 0, STEPS)
-    drifted = 0.2 * 1.1 / (1.0 if add_threshold > 0 else 0.8)
+    drifted = 0.2 * 1.1 / (1.0 if add_threshold > 0 else 0.95)  # the stop: no loser beyond 5 %
     weight = np.maximum(drifted / (0.8 + drifted) * np.asarray(outlook.gap)[:, 0, 0], 0.2)
     buying = (1 + 2.5e-4 * multiplier) * (1 + 5e-4 * multiplier) - 1
     selling = 1 - (1 - 2.5e-4 * multiplier) * (1 - 5e-4 * multiplier)
@@ -342,9 +354,10 @@ RATES = st.floats(0.0, 0.02)
     limits=st.fixed_dictionaries(
         {
             "position_cap": st.floats(0.05, 1.0),
-            "add_threshold": st.floats(-0.03, 0.05),
+            # -1 and below: whatever the loss, where the stop permits it.
+            "add_threshold": st.floats(-0.03, 0.05) | st.sampled_from([-0.2, -1.0, -2.0]),
             "take_profit": st.floats(0.01, 0.2),
-            "stop_loss": st.floats(0.01, 0.2),
+            "stop_loss": st.floats(0.01, 0.2) | st.just(2.0),
         }
     ),
 )

@@ -13,6 +13,7 @@ from envs.episode import EpisodeStatistics
 from envs.reward import RewardComponents
 from jaxtrader.telemetry import (
     EPISODE_MEANS,
+    audit_warnings,
     episode_means,
     episode_table,
     host_table,
@@ -264,3 +265,47 @@ def test_a_table_survives_csv_to_the_bit():
     )
     assert back.iloc[-1].isna().tolist() == [True, True, False]
     assert back.to_csv(index=False, lineterminator="\n") == text
+
+
+# -------------------------------------------------------------------------- warnings of the audit
+
+HEALTHY = {"dominant": None, "component_shares": {"pnl": 0.5, "hold": 0.5}}
+
+
+def training(rewards, log_returns):
+    return pd.DataFrame({"reward": rewards, "log_return": log_returns})
+
+
+def test_a_dominant_component_is_named_with_its_share():
+    audit = {"dominant": "pnl", "component_shares": {"pnl": 0.72, "hold": 0.28}}
+    [warning] = audit_warnings(audit, training([], []))
+    assert warning == "reward component pnl makes 72% of the reward (limit 60 %)"
+
+
+def test_a_reward_that_rises_while_equity_falls_is_warned_of():
+    rng = np.random.default_rng(0)
+    trend, noise = np.linspace(0.0, 1.0, 200), rng.normal(0.0, 0.1, (2, 200))
+    up, down = 1.0 + trend + noise[0], 0.01 - 0.02 * trend + 0.01 * noise[1]
+    [warning] = audit_warnings(HEALTHY, training(up, down))
+    assert warning == (
+        "reward rose in training while equity fell: episode reward "
+        f"{up[:50].mean():.3f} to {up[-50:].mean():.3f}, episode log return "
+        f"{100 * down[:50].mean():.4f}% to {100 * down[-50:].mean():.4f}%"
+    )
+    for other in ((up, -down), (-up, down), (-up, -down)):
+        assert audit_warnings(HEALTHY, training(*other)) == []
+
+
+def test_chance_is_rarely_warned_of():
+    """Stationary training, reward and money all but unrelated: it was nearly one run in five."""
+    rng = np.random.default_rng(1)
+    runs = (training(*rng.standard_normal((2, 200))) for _ in range(400))
+    assert sum(bool(audit_warnings(HEALTHY, run)) for run in runs) <= 2  # expected: 0.05 %
+
+
+def test_too_few_episodes_or_none_that_differ_say_nothing():
+    assert audit_warnings(HEALTHY, training([], [])) == []
+    assert audit_warnings(HEALTHY, training([0.0] * 7, [0.0] * 7)) == []
+    assert audit_warnings(HEALTHY, training([0.0] * 40, [0.0] * 40)) == []
+    constant = training([0.0] * 20 + [1.0] * 20, [0.0] * 20 + [-1.0] * 20)
+    assert len(audit_warnings(HEALTHY, constant)) == 1

@@ -149,7 +149,7 @@ def _bars_per_hour(timeframe: str) -> int:
 def _log_change(values: np.ndarray, base: np.ndarray, lag: int) -> np.ndarray:
     """log(values[t] / base[t - lag]), NaN in the first `lag` rows."""
     change = np.full(len(values), np.nan)
-    change[lag:] = np.log(values[lag:] / base[: len(base) - lag])
+    change[lag:] = np.log(values[lag:] / base[: max(len(base) - lag, 0)])
     return change
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from jaxtrader.data.bars import PRICES, Bars
-from jaxtrader.data.features import FEATURE_NAMES, compute_features
+from jaxtrader.data.features import FEATURE_NAMES, compute_features, warm_up_bars
 from jaxtrader.data.sentiment import DailySentiment
 from jaxtrader.data.sessions import Sessions, sessions_of
 from jaxtrader.errors import DataError
@@ -29,7 +29,7 @@ def find_lookahead(
     session, where a calendar's look-ahead shows.
 
     Args:
-        bars: T >= 2 bars.
+        bars: at least two more than the features' warm-up.
         names: features to examine; None for all of `FEATURE_NAMES`.
         sentiment: daily scores; without them the feature `sentiment` is 0 and knows nothing.
         probes: how many bars t, at most.
@@ -40,16 +40,20 @@ def find_lookahead(
         have looked ahead: empty when none has.
 
     Raises:
-        DataError: there are fewer than two bars.
+        DataError: there are fewer bars.
         ConfigError: a name is unknown or given twice.
     """
-    if len(bars) < 2:
-        raise DataError(f"{bars.source}: one bar has no future to probe with; give at least two")
     names = FEATURE_NAMES if names is None else tuple(names)
+    warm_up = warm_up_bars(names, bars.timeframe)
+    if len(bars) < warm_up + 2:
+        raise DataError(
+            f"{bars.source}: of {len(bars)} bars none is warmed up and has a future to probe with; "
+            f"give at least {warm_up + 2}"
+        )
     sessions = sessions_of(bars)
     honest = compute_features(bars, sentiment, names, sessions)
     changed = np.zeros(honest.shape, bool)
-    for t in _probed(sessions, probes, seed):
+    for t in _probed(sessions, warm_up, probes, seed):
         known = slice(0, t + 1)
         scores = _noise_from(sentiment, sessions.date[t], seed)
         noisy = compute_features(noise_after(bars, t, seed), scores, names, sessions)
@@ -81,11 +85,11 @@ def noise_after(bars: Bars, t: int, seed: int = 0) -> Bars:
     )
 
 
-def _probed(sessions: Sessions, probes: int, seed: int) -> list[int]:
-    """Bars that have a future: about half of them the last of a session."""
+def _probed(sessions: Sessions, warm_up: int, probes: int, seed: int) -> list[int]:
+    """Bars that have a past and a future: about half of them the last of a session."""
     rng = np.random.default_rng(seed)
-    last_of_session = np.flatnonzero(np.diff(sessions.ordinal))
-    anywhere = np.arange(len(sessions.ordinal) - 1)
+    last_of_session = warm_up + np.flatnonzero(np.diff(sessions.ordinal[warm_up:]))
+    anywhere = np.arange(warm_up, len(sessions.ordinal) - 1)
     chosen = [
         rng.choice(some, min(len(some), -(-probes // 2)), replace=False)
         for some in (last_of_session, anywhere)

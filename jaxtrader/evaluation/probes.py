@@ -22,7 +22,7 @@ from jaxtrader.program import Program, build_program
 from jaxtrader.runs import TrainingRun, start_run
 from jaxtrader.training import train
 
-BARS = (150_000, 4_000, 102_400)  # train, validation, test: room to learn, not to memorise
+BARS = (150_000, 4_000, 102_401)  # train, validation, test: room to learn, not to memorise
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ def learn_probe(
     total_timesteps: int,
     config: TrainingConfig | None = None,
     *,
+    history: int = 0,
     bars: tuple[int, int, int] = BARS,
     console: Console | None = None,
 ) -> Probe:
@@ -88,13 +89,16 @@ def learn_probe(
     Args:
       total_timesteps: of each seed.
       config: see `probe_config`.
-      bars: of train, validation and test; the last a multiple of the episode length or more.
+      history: seed of the bars. Whoever chooses settings by the shares on one history should judge
+        them on another.
+      bars: of train, validation and test. N steps take N + 1 bars; what is left of the last after
+        whole episodes is not played.
 
     Raises:
       ConfigError: a test split too short for an episode, or settings that the environment refuses.
     """
     config = probe_config(market, config)
-    dataset, states = planted_dataset(market, bars=bars)
+    dataset, states = planted_dataset(market, history, bars=bars)
     program = build_program(config, dataset)
     run, seconds = _timed_training(program, tuple(seeds), total_timesteps, console)
     starts, steps = whole_episodes(program)
@@ -126,7 +130,7 @@ def log_wealth_out_of_sample(
 ) -> np.ndarray:
     """Mean log wealth per test episode of the final greedy policy of every agent, float64[S, K].
 
-    For control experiments: train on `dataset`, play every test bar once.
+    For control experiments: train on `dataset`, play its test split in whole episodes.
     """
     program = build_program(config, dataset)
     run, _ = _timed_training(program, tuple(seeds), total_timesteps, console)

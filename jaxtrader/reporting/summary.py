@@ -22,7 +22,7 @@ from jaxtrader.gates import GateResult, alerts, check_gates
 from jaxtrader.program import Program
 from jaxtrader.provenance import git_commit, machine, versions
 from jaxtrader.runs import TrainingRun, agent_name
-from jaxtrader.telemetry import episode_means
+from jaxtrader.telemetry import audit_warnings, episode_means
 
 SCHEMA_VERSION = 1
 
@@ -117,8 +117,7 @@ def agent_section(
     late = episodes[episodes["update"] > 0.75 * run.update] if len(episodes) else episodes
     rescues = updates[updates["guard_triggered"].astype(bool)] if len(updates) else updates
     name = agent_name(program, symbol, seed)
-    warnings = [*alerts(evaluation.metrics), *_audit_warnings(evaluation.audit)]
-    warnings += _reward_against_equity(episodes)
+    warnings = [*alerts(evaluation.metrics), *audit_warnings(evaluation.audit, episodes)]
     policy = export if isinstance(export, ExportedPolicy) else None
     if isinstance(export, ExportError):
         warnings.append(f"no policy was exported: {export}")
@@ -258,30 +257,4 @@ def gate_results(agent: dict[str, Any]) -> list[GateResult]:
     return [
         GateResult(**{**gate, "value": math.nan if gate["value"] is None else gate["value"]})
         for gate in agent["gates"]
-    ]
-
-
-def _audit_warnings(audit: dict[str, object]) -> list[str]:
-    dominant = audit["dominant"]
-    if dominant is None:
-        return []
-    shares = audit["component_shares"]
-    assert isinstance(shares, dict)
-    return [f"reward component {dominant} makes {shares[dominant]:.0%} of the reward (limit 60 %)"]
-
-
-def _reward_against_equity(episodes: Any) -> list[str]:
-    """A warning when training raised the reward while the money fell."""
-    if len(episodes) < 8:
-        return []
-    quarter = len(episodes) // 4
-    early, late = episodes.head(quarter), episodes.tail(quarter)
-    reward_rose = late["reward"].mean() > early["reward"].mean()
-    money_fell = late["log_return"].mean() < early["log_return"].mean()
-    if not (reward_rose and money_fell):
-        return []
-    return [
-        "reward rose in training while equity fell: episode reward "
-        f"{early['reward'].mean():.3f} to {late['reward'].mean():.3f}, episode log return "
-        f"{early['log_return'].mean():.4%} to {late['log_return'].mean():.4%}"
     ]
