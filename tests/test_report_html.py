@@ -307,6 +307,38 @@ def test_the_same_bits_are_promised_only_where_they_come(page, parts):
     assert "the same numbers up to rounding" in parts.page().text
 
 
+def test_a_resumed_run_is_reproduced_from_its_start(parts):
+    parts.summary["command"].append("--resume")
+    assert "--resume" not in parts.page().text
+
+
+def test_what_was_only_evaluated_needs_its_checkpoints(page, parts):
+    assert "the checkpoints that an earlier run left" not in page.text
+    parts.summary["training"]["skipped"] = True
+    text = parts.page().text
+    assert "the same numbers from the checkpoints that an earlier run left in the output" in text
+
+
+def test_the_span_is_that_of_all_symbols(page, made):
+    """BBB has fewer bars than AAA, which the page once gave as everybody's."""
+    spans = {a["symbol"]: a["evaluation"] for a in made.summary["agents"]}
+    aaa, bbb = spans["AAA"], spans["BBB"]
+    assert bbb["bars"] < aaa["bars"]
+    days = [f(s[key][:10] for s in (aaa, bbb)) for f, key in (
+        (min, "first_timestamp"), (max, "last_timestamp"),
+    )]  # fmt: skip
+    expected = f"{days[0]} to {days[1]}, {bbb['bars']} to {aaa['bars']} bars"
+    assert page.text.count(f"{expected} of 1Hour, the test split") == 2
+    assert f"Split `test`, {expected}, one" in (made.folder / "summary.md").read_text()
+
+
+def test_the_margin_is_that_of_the_symbol_with_least_to_go_by(parts):
+    for agent in parts.agents:
+        days = 30 if agent["symbol"] == "BBB" else 300
+        agent["evaluation"]["performance"] |= {"days": days, "periods_per_year": 252}
+    assert "30 daily returns leave a Sharpe ratio uncertain by up to ±5.7" in parts.page().text
+
+
 def test_warnings_are_on_the_page(parts):
     for n, agent in enumerate(parts.agents):
         agent["warnings"] = [f"warning number {n}"]

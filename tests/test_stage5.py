@@ -283,6 +283,7 @@ def test_the_command_in_the_markdown_can_be_pasted(study, copied, known_parity):
     quick(study, folder)
     text = (reports(folder)[-1] / "summary.md").read_text()
     assert f"--output-dir '{folder}'" in text
+    assert "Needs the checkpoints that an earlier run left in the output folder." in text
 
 
 def test_the_exported_policy_is_the_agent(study):

@@ -17,7 +17,13 @@ from envs.actions import Reason
 from envs.reward import RewardComponents
 from jaxtrader.evaluation.evaluate import Evaluation
 from jaxtrader.gates import STAGE5_GATES
-from jaxtrader.reporting.markdown import HEADINGS, captured
+from jaxtrader.reporting.markdown import (
+    CHECKPOINTS_NEEDED,
+    HEADINGS,
+    captured,
+    evaluated_span,
+    fresh_command,
+)
 
 if TYPE_CHECKING:
     import jinja2
@@ -78,17 +84,16 @@ def render_html(
         symbols=", ".join(symbols[:6]) + (f" and {len(symbols) - 6} more" if symbols[6:] else ""),
         seeds=list(dict.fromkeys(agent["seed"] for agent in summary["agents"])),
         heading=HEADINGS[first["split"]],
-        span=(
-            f"{first['first_timestamp'][:10]} to {first['last_timestamp'][:10]}, "
-            f"{first['bars']:,} bars of {data['timeframe']}, the {first['split']} split"
-        ),
+        span=f"{evaluated_span(summary['agents'])} of {data['timeframe']}, "
+        f"the {first['split']} split",
         costs_changed=environment["cost_multiplier"] != 1
         or any(environment[rate] is not None for rate in ("commission", "slippage")),
         gates=STAGE5_GATES,
         cautions=cautions(summary),
         notes=data["notes"]
         + [f"{symbol}: {note}" for symbol in symbols for note in data["symbols"][symbol]["notes"]],
-        command=_command(summary["command"]),
+        command=_command(fresh_command(summary)),
+        checkpoints_needed=CHECKPOINTS_NEEDED,
         settings=yaml.safe_dump(summary["config"], sort_keys=False),
         plotly=_trusted(get_plotlyjs()),
     )
@@ -98,20 +103,25 @@ def cautions(summary: dict[str, Any]) -> list[str]:
     """Reasons to doubt the figures that no gate looks at."""
     agents = summary["agents"]
     split, fill = agents[0]["evaluation"]["split"], summary["config"]["environment"]["fill"]
-    figures = agents[0]["evaluation"]["performance"]
+    figures = [agent["evaluation"]["performance"] for agent in agents]
     found = []
     if split != "test":
         found.append(f"These are not out-of-sample results: {HEADINGS[split].lower()}.")
     if fill == "same_close":
         found.append("Orders filled at a price already seen (same_close), which flatters.")
-    if figures["days"]:
-        # Lo (2002), "The Statistics of Sharpe Ratios": standard error sqrt((1 + SR^2 / 2) / T) of
-        # T independent normal returns, here at SR = 0 and annualised.
-        margin = 1.96 * math.sqrt(figures["periods_per_year"] / figures["days"])
+    # Lo (2002), "The Statistics of Sharpe Ratios": standard error sqrt((1 + SR^2 / 2) / T) of T
+    # independent normal returns, here at SR = 0 and annualised.
+    margins = [
+        (1.96 * math.sqrt(each["periods_per_year"] / each["days"]), each["days"])
+        for each in figures
+        if each["days"]
+    ]
+    if margins:
+        margin, days = max(margins)
+        up_to = "about" if len(set(margins)) == 1 else "up to"
         found.append(
-            f"{figures['days']} daily returns leave a Sharpe ratio uncertain by about "
-            f"±{margin:.1f} (95 %, were they independent and normal): one inside that margin may "
-            "be chance."
+            f"{days} daily returns leave a Sharpe ratio uncertain by {up_to} ±{margin:.1f} (95 %, "
+            "were they independent and normal): one inside that margin may be chance."
         )
     trades = {_name(agent): agent["evaluation"]["trades"] for agent in agents}
     idle = [name for name, number in trades.items() if number == 0]

@@ -13,6 +13,24 @@ HEADINGS = {
 }
 
 
+CHECKPOINTS_NEEDED = "the checkpoints that an earlier run left in the output folder"
+
+
+def fresh_command(summary: dict[str, Any]) -> list[str]:
+    """The command that computes it all from nothing: a resumed run ends as if never stopped."""
+    return [word for word in summary["command"] if word != "--resume"]
+
+
+def evaluated_span(agents: list[dict[str, Any]]) -> str:
+    """Days and number of the bars that the agents were judged on, over all symbols."""
+    results = [agent["evaluation"] for agent in agents]
+    first = min(result["first_timestamp"] for result in results)[:10]
+    last = max(result["last_timestamp"] for result in results)[:10]
+    bars = sorted({result["bars"] for result in results})
+    count = f"{bars[0]:,}" if len(bars) == 1 else f"{bars[0]:,} to {bars[-1]:,}"
+    return f"{first} to {last}, {count} bars"
+
+
 def _number(value: float | None, form: str = ".3f") -> str:
     return "—" if value is None else format(value, form)
 
@@ -81,15 +99,16 @@ def render_markdown(summary: dict[str, Any]) -> str:
         for warning in agent["warnings"]
     ]
     lines += [*(warnings or ["none"]), "", "## Reproduce", ""]
-    lines += ["```", shlex.join(summary["command"]), "```", ""]
+    if training["skipped"]:
+        lines += [f"Needs {CHECKPOINTS_NEEDED}.", ""]
+    lines += ["```", shlex.join(fresh_command(summary)), "```", ""]
     lines += [f"Commit {summary['provenance']['git_commit'] or 'unknown'}.", ""]
     return "\n".join(lines)
 
 
 def _performance(agents: list[dict[str, Any]], names: list[str]) -> list[str]:
-    first = agents[0]["evaluation"]
     lines = [
-        f"Split `{first['split']}`, {first['first_timestamp']} to {first['last_timestamp']}, one "
+        f"Split `{agents[0]['evaluation']['split']}`, {evaluated_span(agents)}, one "
         "deterministic pass from a flat start, beside buy-and-hold of the same symbol on the same "
         "bars under the same costs. Agents invest at most the position cap; buy-and-hold invests "
         "everything: compare Sharpe ratios before returns.",
