@@ -65,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     except JaxtraderError as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
+    except OSError as error:  # wherever the disk fails that nobody expected it to
+        remedy = "check the path, its permissions and the free space"
+        errors.print(f"error: {error}; {remedy}", markup=False, soft_wrap=True)
+        return 2
 
 
 def _console() -> Console:

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tools import library
 
 from jaxtrader.outputs import OutputLayout
 
-pytest.importorskip("mlflow")
-from mlflow.tracking import MlflowClient
+MlflowClient = library("mlflow.tracking").MlflowClient
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "20260131T235959Z"
@@ -35,6 +35,11 @@ STEPS = 128  # an update
 POLICY = b"a policy"
 RUNNING = {"status": "running", "ended": None, "reports": []}
 MEANS = {"episode_reward_mean": "reward", "episode_log_return_mean": "log_return"}
+
+# mlflow 3.17.2 under SQLAlchemy 2.1.
+ignores_mlflows_warning = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated"
+)
 
 
 # ------------------------------------------------------------------------- a run written by hand

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxtrader.data import Bars, read_bars, sessions_of
 from jaxtrader.data.layout import timeframe_minutes
+from jaxtrader.data.sentiment import read_sentiment
 from jaxtrader.errors import ConfigError, DataError
 
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
@@ -149,6 +150,38 @@ def test_a_malformed_file_is_refused_by_name(tmp_path, case):
     with pytest.raises(DataError, match=message) as caught:
         read_bars(tmp_path, "SPY")
     assert str(path) in str(caught.value)
+
+
+def twice(path, name: str) -> None:
+    """Writes a column a second time, which pandas would not."""
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(name, table[name]), path)
+
+
+@pytest.mark.parametrize("column", ["timestamp", "close"])
+def test_a_column_that_is_there_twice_is_refused_by_name(tmp_path, column):
+    path = store(tmp_path, frame())
+    twice(path, column)
+    with pytest.raises(DataError, match=f"'{column}' is there 2 times; rename or drop") as caught:
+        read_bars(tmp_path, "SPY")
+    assert str(path) in str(caught.value)
+
+
+def test_a_sentiment_column_that_is_there_twice_is_refused_by_name(tmp_path):
+    store(tmp_path, frame())
+    path = tmp_path / "sentiment" / "SPY" / "daily_sentiment.parquet"
+    path.parent.mkdir(parents=True)
+    days = pd.to_datetime(["2024-01-02"])
+    pd.DataFrame({"date": days, "sentiment_score": [0.1]}).to_parquet(path)
+    twice(path, "sentiment_score")
+    with pytest.raises(DataError, match="'sentiment_score' is there 2 times; rename") as caught:
+        read_sentiment(tmp_path, "SPY")
+    assert str(path) in str(caught.value)
+
+
+def test_a_column_that_is_none_of_our_business_may_be_there_twice(tmp_path):
+    twice(store(tmp_path, frame()), "source")
+    np.testing.assert_array_equal(read_bars(tmp_path, "SPY").close, frame()["close"])
 
 
 def test_a_time_finer_than_a_microsecond_is_refused(tmp_path):

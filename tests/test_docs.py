@@ -51,7 +51,10 @@ if not DOCS.is_dir():
 
 
 def run_console(example: Example) -> None:
-    """Every command succeeds unless `echo $?` comes next, and what is shown is what they print."""
+    """Every command succeeds unless `echo $?` comes next, and what is shown is what they print.
+
+    A crash is never what a page means to show, and Python's own status is that of a failed gate.
+    """
     commands, shown = [], []
     for line in example.parsed.splitlines():
         if line.startswith("$ "):
@@ -62,7 +65,7 @@ def run_console(example: Example) -> None:
             shown.append(line)
     where = f"{example.path}, line {example.line}"
     assert commands, f"{where}: a console block without `$ command`"
-    script = ["set -e"]
+    script = ["set -e -o pipefail"]
     for command, following in zip(commands, [*commands[1:], ""], strict=True):
         if command.startswith("make "):
             dry_run(command)
@@ -87,7 +90,9 @@ def run_console(example: Example) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{where}: {done.stdout}"
+    assert "Traceback (most recent call last)" not in done.stdout, f"{where}: {done.stdout}"
     expected = "\n".join(shown).strip()
+    assert expected or "echo $?" not in commands, f"{where}: a status that is not shown"
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     if expected:
         agrees = doctest.OutputChecker().check_output(expected, done.stdout, flags)
@@ -173,6 +178,31 @@ def pages() -> list:
 def test_every_block_of_the_page_runs(page, checkout):
     document = SYBIL.parse(page)
     for example in document.examples():
+        example.evaluate()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "$ false",
+        "$ false\n$ true",
+        "$ false | true",
+        "$ python -c 'raise ValueError' # -m experiments.stage5",
+        "$ sh -c 'exit 2' # -m experiments.stage5",
+        "$ python -c 'raise ValueError'\n$ echo $?",
+        "$ python -c 'raise ValueError' & wait",
+        "$ echo 1\n2",
+        "$ false\n$ echo $?",
+        "$ make nothing-of-the-kind",
+        "$ pip install jaxtrader[nothing]",
+        "nothing",
+    ],
+)
+def test_a_console_block_that_is_untrue_fails(block, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"```console\n{block}\n```\n", encoding="utf-8")
+    [example] = SYBIL.parse(page).examples()
+    with pytest.raises(AssertionError):
         example.evaluate()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tools import library
 
 from agents.networks import ILLEGAL_LOGIT, NORM_EPSILON, ActorCritic, NetworkConfig
 from envs.actions import NUM_ACTIONS, Action
@@ -21,7 +22,7 @@ from envs.trading import ACCOUNT_FEATURES, NUM_ACCOUNT_FEATURES
 from jaxtrader.data.scaler import Scaler
 from jaxtrader.errors import ExportError
 
-torch = pytest.importorskip("torch")
+torch = library("torch")
 
 from jaxtrader.export import (  # noqa: E402
     FORMAT_VERSION,

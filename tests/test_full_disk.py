@@ -19,6 +19,7 @@ from small_runs import (
     program,
     trained,
 )
+from tools import lacking
 
 from experiments import stage5
 from jaxtrader import api
@@ -36,18 +37,22 @@ SEED = 1337
 TOTAL = UPDATES * STEPS_PER_UPDATE
 
 
+def mount(*arguments: str) -> None:
+    """Ends the test where that may not be done."""
+    try:
+        done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        lacking("there is no mount command")
+    if done.returncode != 0:
+        lacking(f"nothing can be mounted here: {done.stderr.strip()}")
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A disk of its own, of 16 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command, so no small disk to fill")
-    if done.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder))
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -63,10 +68,7 @@ def read_only(tmp_path):
                 path.chmod(0o555 if path.is_dir() else 0o444)
             return
         for options in (["--bind", str(folder)], ["-o", "remount,bind,ro"]):
-            command = ["mount", *options, str(folder)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"a read-only mount is not to be had: {done.stderr.strip()}")
+            mount(*options, str(folder))
             mounted.append(folder)
 
     yield make
@@ -75,6 +77,18 @@ def read_only(tmp_path):
     for path in tmp_path.rglob("*"):
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome"), [("0", pytest.skip.Exception), ("1", pytest.fail.Exception)]
+)
+def test_where_nothing_can_be_mounted(tmp_path, monkeypatch, required, outcome):
+    monkeypatch.setenv("JAXTRADER_REQUIRE_ALL", required)
+    with pytest.raises(outcome, match="mount"):
+        mount("-t", "no such file system", "x", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(outcome, match="there is no mount command"):
+        mount("-t", "tmpfs", "tmpfs", str(tmp_path))
 
 
 def fill(disk: Path, leave: int) -> Path:

@@ -1,6 +1,6 @@
 """`report.html` in headless Chromium: it draws, it zooms, it fits a phone, it asks nobody.
 
-Skipped where there is no Chromium with its chromedriver, or no selenium.
+Needs selenium, and Chromium with its chromedriver.
 """
 
 import dataclasses
@@ -10,20 +10,18 @@ import shutil
 
 import pytest
 from small_runs import FILLS, SEEDS, reported, traded
+from tools import lacking, library
 
 from jaxtrader.reporting.html import render_html
 
-webdriver = pytest.importorskip("selenium.webdriver")
-ui = pytest.importorskip("selenium.webdriver.support.ui")
+webdriver = library("selenium.webdriver")
+ui = library("selenium.webdriver.support.ui")
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
-]
+pytestmark = pytest.mark.slow
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -97,6 +95,13 @@ class Browser:
         actions = webdriver.ActionChains(self.driver)
         actions.move_to_element_with_offset(element, int(width * (first - 0.5)), 0).click_and_hold()
         actions.move_by_offset(int(width * (last - first)), 3).release().perform()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium():
+    """There before anything is trained for it."""
+    if not (BROWSER and DRIVER):
+        lacking("there is no chromium with its chromedriver")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import mlflow_runs
@@ -24,6 +25,7 @@ from mlflow_runs import (
     check_tables,
     describe,
     description,
+    ignores_mlflows_warning,
     sqlite,
     unused_port,
     updates_table,
@@ -31,22 +33,20 @@ from mlflow_runs import (
     write_rows,
     write_run,
 )
+from tools import library
 
 from jaxtrader.cli import main
 from jaxtrader.errors import JaxtraderError, TrackingError
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.tracking import store as stores
 from jaxtrader.tracking import upload as uploads
+from jaxtrader.tracking.follow import follow
 from jaxtrader.tracking.projection import GrowingTable, metric_symbol
 from jaxtrader.tracking.record import read_record, run_names, trained_together
-from jaxtrader.tracking.store import without_secrets
+from jaxtrader.tracking.store import told_apart
 from jaxtrader.tracking.upload import Upload, upload_once
 
-pytestmark = [
-    pytest.mark.usefixtures("mlflow_environment"),
-    # mlflow 3.17.2 under SQLAlchemy 2.1.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
+pytestmark = [pytest.mark.usefixtures("mlflow_environment"), ignores_mlflows_warning]
 # ------------------------------------------------------------------------------------ one upload
 
 
@@ -539,24 +539,72 @@ def test_what_a_run_that_is_still_trained_has(root):
     ("uri", "shown"),
     [
         ("http://host:5000/x", "http://host:5000/x"),
+        ("https://host/user/me@home/x", "https://host/user/me@home/x"),
         ("https://me:s3cr%21t@host", "https://***@host"),
         ("https://t0ken@host/x", "https://***@host/x"),
+        ("https://host/x?t0ken", "https://host/x?***"),
+        ("databricks://profile", "databricks://profile"),
         ("postgresql+psycopg://me:s3cr%21t@host:1/db", "postgresql+psycopg://***@host:1/db"),
+        ("postgresql://me:s3#cr!t@host/db", "postgresql://***@host/db"),
+        ("postgresql://me:s3/cr!t@host/db", "postgresql://***@host/db"),
+        ("mysql://me:s3?cr!t@[::1]:7/db?a=1", "mysql://***@[::1]:7/db?***"),
+        ("postgresql://me@work:s3cr!t@host/db", "postgresql://***@host/db"),
         ("postgresql://host/db?password=s3cr!t", "postgresql://host/db?***"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Ds3cr!t", "mssql+pyodbc:///?***"),
         ("sqlite:////a/b c.db", "sqlite:////a/b c.db"),
+        ("sqlite:////home/me@work/[a#b.db", "sqlite:////home/me@work/[a#b.db"),
     ],
 )
 def test_a_uri_is_shown_without_what_logs_in(uri, shown):
-    assert without_secrets(uri) == shown
+    assert told_apart(uri)[0] == shown
+    assert bool(told_apart(uri)[1]) == (uri != shown)
 
 
 @pytest.mark.parametrize(
     "uri",
-    ["http://me:s3cr%21t@{}", "postgresql+psycopg://me:s3cr%21t@{}/db?sslpassword=s3cr!t"],
+    [
+        "postgresql://me:s3[cr!t@host/db",  # MLflow cannot read it
+        "postgresql://me:s3@cr!t@host/db",
+        "postgresql://me:s3@cr/!t@host/db",
+        "postgresql://m/e:s3cr!t@host/db",
+        "postgresql://host:s3cr!t/db",
+        "postgresql:me:s3cr!t@host",
+        "http://me:s3#cr!t@host",
+        "http://me:s3/cr!t@host",
+        "http://me:s3?cr!t@host",
+        "http://me:s3[cr!t@host",
+        "http://me:s3@cr/!t@host",
+        "me:s3cr!t@host:5000",
+    ],
+)
+def test_a_uri_whose_password_ends_nobody_knows_where_is_not_shown(
+    tmp_path, monkeypatch, capsys, uri
+):
+    layout = write_run(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert main(["upload-runs", str(tmp_path)]) == 2
+    ended = threading.Event()
+    ended.set()
+    assert not follow(layout, NAME, 1, 0.001, ended)
+    by_command, by_follower = capsys.readouterr().out.replace(str(tmp_path), "").splitlines()
+    for line in (by_command, by_follower):
+        assert f"begins with {uri.partition(':')[0]}://***, cannot be read" in line
+        assert "written %40 %3A %2F %23 %5B" in line
+        assert "s3" not in line
+        assert "!t" not in line
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:s3cr%21t@{}",
+        "postgresql+psycopg://me:s3cr%21t@{}/db?sslpassword=s3cr!t",
+        "postgresql+psycopg://me:s3cr#/?t@{}/db",
+    ],
 )
 def test_a_store_that_is_down_is_named_without_its_password(tmp_path, monkeypatch, uri):
     if uri.startswith("postgresql"):
-        pytest.importorskip("psycopg")
+        library("psycopg")
     layout = write_run(tmp_path)
     place = f"127.0.0.1:{unused_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(place))
@@ -601,6 +649,41 @@ def test_a_table_that_is_none_is_named(root):
     layout.telemetry(7).write_text(whole)
     upload_once(layout, NAME)
     check_tables(Seen(sqlite(root)), layout)
+
+
+def test_folders_beside_a_policy_are_passed_over(root):
+    layout = write_run(root)
+    for path in layout.policy_files("SPY", 42):
+        path.with_name(f"{path.name}.old").mkdir()
+        path.rename(path.with_name(f"{path.name}.until-20260202T000000Z"))
+    upload_once(layout, NAME)
+    seen = Seen(sqlite(root))
+    assert seen.artifact("seed 42", "policies/SPY/policy_seed_42.pt") == POLICY + b"SPY"
+    assert "policies/SPY/policy_seed_42.pt.manifest.json" in seen.artifacts("seed 42")
+    assert "jaxtrader.missing" not in seen.run(PARENT).data.tags
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_other_runs_are_uploaded(root, capsys):
+    layout = write_run(root, seeds=[42])
+    describe(layout, name="20260202T000001Z", key="d00d", seeds=[7], reports=[])
+    layout.updates(42).unlink()
+    layout.updates(42).mkdir()
+    assert main(["upload-runs", str(root)]) == 2
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"{NAME}: not all is in MLflow: [Errno 21] Is a directory: '{layout.updates(42)}'" in (
+        first
+    )
+    assert "; check the path, its permissions" in first
+    assert second.startswith("20260202T000001Z: uploaded")
+
+
+def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path, capsys):
+    folder = tmp_path / ("x" * 300)
+    assert main(["upload-runs", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: [Errno 36] File name too long: ")
+    assert str(folder) in error
+    assert "; check the path, its permissions and the free space" in error
 
 
 def test_a_summary_that_cannot_be_read_is_named(root):

@@ -30,6 +30,7 @@ from mlflow_runs import (
     command,
     describe,
     eventually,
+    ignores_mlflows_warning,
     run_command,
     sqlite,
     write_rows,
@@ -50,11 +51,7 @@ from jaxtrader.tracking.session import recorded
 from jaxtrader.tracking.upload import upload_once
 from jaxtrader.training import Interrupted
 
-pytestmark = [
-    pytest.mark.usefixtures("mlflow_environment"),
-    # mlflow 3.17.2 under SQLAlchemy 2.1.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
+pytestmark = [pytest.mark.usefixtures("mlflow_environment"), ignores_mlflows_warning]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tools import library
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("agents", "benchmarks", "envs", "experiments", "jaxtrader")
@@ -32,7 +33,7 @@ def pip(*arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel with the installed hatchling, so without a network."""
-    pytest.importorskip("hatchling")
+    library("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, ROOT)
     (path,) = folder.glob("jaxtrader-*.whl")

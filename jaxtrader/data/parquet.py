@@ -18,22 +18,27 @@ def read_columns(path: Path, columns: tuple[str, ...]) -> tuple[pa.Table, str]:
         The table, and the sha256 (hexadecimal) of the file.
 
     Raises:
-        DataError: the file cannot be read or parsed, lacks a column, or has no rows.
+        DataError: the file cannot be read or parsed, lacks a column, has one twice, or has no rows.
     """
     try:
         content = path.read_bytes()
         file = pq.ParquetFile(pa.BufferReader(content))
         names = file.schema_arrow.names
-        missing = [name for name in columns if name not in names]
-        table = None if missing else file.read(columns=list(columns)).select(list(columns))
+        wrong = [name for name in columns if names.count(name) != 1]
+        table = None if wrong else file.read(columns=list(columns)).select(list(columns))
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(
             f"{path}: not a readable parquet file, perhaps cut short ({error}); "
             "write or download it again"
         ) from error
     if table is None:
+        times = names.count(wrong[0])
+        if times > 1:
+            raise DataError(
+                f"{path}: column {wrong[0]!r} is there {times} times; rename or drop all but one"
+            )
         raise DataError(
-            f"{path}: column {missing[0]!r} is missing; the columns are {', '.join(names)}, "
+            f"{path}: column {wrong[0]!r} is missing; the columns are {', '.join(names)}, "
             f"and {', '.join(columns)} are needed: rename or add it"
         )
     if table.num_rows == 0:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from jaxtrader.errors import ConfigError, JaxtraderError, TrackingError
 from jaxtrader.files import Lock
@@ -34,6 +34,7 @@ PROCESS_ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is told once, and without passwords
 }
 
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 # Without it, MLflow's pages begin with traces of language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -74,9 +75,10 @@ class Store:
           TrackingError: it cannot be reached.
         """
         self.uri = os.environ.get(URI_VARIABLE) or _sqlite_uri(root / "mlflow.db")
-        self.shown = without_secrets(self.uri)
+        self.shown, self._secrets = _scheme_alone(self.uri), list[str]()
         self._root = root
         with self._explained():
+            self.shown, self._secrets = told_apart(self.uri)
             self.client: Any = _Explaining(self._connect(), self._explained)
 
     def experiment(self, name: str) -> str:
@@ -116,8 +118,9 @@ class Store:
         except JaxtraderError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            for secret in _secrets(self.uri):
+            text = str(error).replace(self.uri, self.shown)
+            text = " ".join(text.split()) or type(error).__name__
+            for secret in self._secrets:
                 text = text.replace(secret, "***")
             # Not chained: the cause's own text may hold the password.
             raise TrackingError(f"MLflow at {self.shown}: {text[:500]}") from None
@@ -125,8 +128,7 @@ class Store:
     def _connect(self) -> MlflowClient:
         from mlflow.tracking import MlflowClient
 
-        scheme = urlsplit(self.uri).scheme.partition("+")[0]
-        if scheme not in ("sqlite", "postgresql", "mysql", "mssql"):
+        if not _is_database(self.uri):
             return MlflowClient(self.uri)
         import sqlalchemy
 
@@ -189,14 +191,69 @@ def waiting_for(path: Path, purpose: str) -> Iterator[None]:
         lock.close()
 
 
-def without_secrets(uri: str) -> str:
-    """A URI as it may be shown: who logs in, and with what, is left out."""
-    parts = urlsplit(uri)
-    if not _secrets(uri):
-        return uri
+def told_apart(uri: str) -> tuple[str, list[str]]:
+    """What may be shown of a URI and what may not: who logs in, and with what.
+
+    Returns:
+      The URI without it, and the words that are left out, as written and decoded, the longest
+      first.
+
+    Raises:
+      TrackingError: the one cannot be told from the other.
+    """
+    try:
+        parts = urlsplit(uri)  # also a database's: MLflow reads its scheme like this
+        shown, words = _of_database(uri) if _is_database(uri) else _of_others(parts)
+    except ValueError:  # its text may hold the password
+        raise TrackingError(
+            f"{URI_VARIABLE}, which begins with {_scheme_alone(uri)}, cannot be read; is it "
+            "scheme://user:password@host:port/name? Signs such as @ : / # [ in a name or password "
+            "are written %40 %3A %2F %23 %5B"
+        ) from None
+    secrets = {*words, *map(quote, words), *map(unquote, words)} - {""}
+    return (shown if secrets else uri), sorted(secrets, key=len, reverse=True)
+
+
+def _of_database(uri: str) -> tuple[str, list[str]]:
+    """As SQLAlchemy reads it, which takes `#`, `/` and `?` in a password for a part of it."""
+    from sqlalchemy import URL, make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except ArgumentError as error:
+        raise ValueError from error
+    if url.host and "@" in f"{url.host}/{url.database}":
+        raise ValueError("the rest of a password, or else a strange name")
+    login = str(url.password or url.username or "")
+    place = URL.create(url.drivername, host=url.host, port=url.port, database=url.database)
+    shown = place.render_as_string()
+    shown = shown.replace("://", "://***@", 1) if login else shown
+    words = [word for values in url.normalized_query.values() for word in values]
+    return shown + ("?***" if words else ""), [login, *words]
+
+
+def _of_others(parts: SplitResult) -> tuple[str, list[str]]:
+    """As MLflow and requests read it: a `#`, `/` or `?` ends a password."""
+    behind = parts.query + parts.fragment
+    # In the path of a plain address or of a file, an @ may belong to somebody's name.
+    if ":" in parts.netloc or "@" in parts.netloc or not parts.path.startswith("/"):
+        behind += parts.path
+    if "@" in behind:
+        raise ValueError("the rest of a password, or else a strange name")
     user, at, host = parts.netloc.rpartition("@")
-    query = "***" if parts.query else ""
-    return urlunsplit(parts._replace(netloc=("***" if user else "") + at + host, query=query))
+    netloc, query = ("***" if user else "") + at + host, "***" if parts.query else ""
+    words = [user.partition(":")[2] or user, parts.query, *re.findall(r"=([^&]+)", parts.query)]
+    return urlunsplit(parts._replace(netloc=netloc, query=query)), words
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0].lower() in _DATABASES
+
+
+def _scheme_alone(uri: str) -> str:
+    scheme = re.match(r"[\w+.-]*", uri)
+    return f"{scheme[0] if scheme else ''}://***"
 
 
 def _sqlite_uri(path: Path) -> str:
@@ -208,11 +265,3 @@ def _sqlite_path(uri: str) -> Path | None:
     scheme, _, path = uri.partition(":///")
     path = unquote(path.partition("?")[0])
     return Path(path) if scheme.startswith("sqlite") and path not in ("", ":memory:") else None
-
-
-def _secrets(uri: str) -> list[str]:
-    """What must not be shown of a URI, as written and decoded, the longest first."""
-    parts = urlsplit(uri)
-    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    words = {password or user, *re.findall(r"=([^&]+)", parts.query)}
-    return sorted({*words, *map(unquote, words)} - {""}, key=len, reverse=True)

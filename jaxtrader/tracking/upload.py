@@ -120,6 +120,13 @@ class Upload:
           TrackingError: the store cannot be reached or refuses something. Begin another `Upload`.
           JaxtraderError: a table or a report cannot be read; so do then.
         """
+        try:
+            self._step(record, ended)
+        except OSError as error:
+            remedy = "check the path, its permissions and the free space"
+            raise JaxtraderError(f"{error}; {remedy}") from error
+
+    def _step(self, record: RunRecord, ended: bool) -> None:
         if not self._parent or self._complete not in ("", record.sha256):
             self._open(record)
         if self._complete:
@@ -297,11 +304,9 @@ class Upload:
         sha256 = agent["policy"]["sha256"]
         policy, manifest = self._layout.policy_files(agent["symbol"], agent["seed"])
         found = {
-            policy.name: (p for p in policy.parent.glob(f"{policy.name}*") if _sha256(p) == sha256),
+            policy.name: (path for path in _files_like(policy) if _sha256(path) == sha256),
             manifest.name: (
-                path
-                for path in policy.parent.glob(f"{manifest.name}*")
-                if sha256.encode() in path.read_bytes()
+                path for path in _files_like(manifest) if sha256.encode() in path.read_bytes()
             ),
         }
         with tempfile.TemporaryDirectory() as folder:  # under the names they were written by
@@ -368,6 +373,11 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise JaxtraderError(f"{path}: is not what it should be ({error!r}); restore it") from error
+
+
+def _files_like(path: Path) -> Iterator[Path]:
+    """The file of this path and those with something behind its name."""
+    return (each for each in path.parent.glob(f"{path.name}*") if each.is_file())
 
 
 def _sha256(path: Path) -> str:
