@@ -6,8 +6,9 @@
     python -m benchmarks.learning --markets null         # nothing to learn: nothing may be gained
 
 A planted market is a Markov chain that moves prices and shows in the features, so the best that any
-policy can expect is computed exactly (envs.oracle). Exit status: 0 when every seed reaches 90 % of
-it on every market (and nobody gains on the null market), else 1.
+policy can expect is computed by dynamic programming (envs.oracle). The share is of what the optimal
+plan earns on the same bars. Exit status: 0 when every seed reaches 90 % of it on every market (and
+nobody gains on the null market), else 1.
 """
 
 from __future__ import annotations

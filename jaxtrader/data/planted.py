@@ -216,7 +216,7 @@ def trend() -> PlantedMarket:
 
 def faint() -> PlantedMarket:
     """As `trend`, with a third of its drift in the same noise."""
-    return _trend("faint", "hear a signal of a fifth of the noise", _DRIFT / 3)
+    return _trend("faint", "hear a signal of a sixth of the noise", _DRIFT / 3)
 
 
 def hidden() -> PlantedMarket:
