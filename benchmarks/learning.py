@@ -137,6 +137,8 @@ def learn_null(
         market, history * NULL_HISTORIES, histories=NULL_HISTORIES, bars=NULL_BARS
     )
     rows = {}
+    # From a start that mostly holds, most agents never come to trade here, which proves little.
+    config = replace_settings(config, "network", hold_bias=0.0)
     for costs in ("retail", "free"):
         settings = replace_settings(probe_config(market, config), "environment", costs=costs)
         gains = log_wealth_out_of_sample(dataset, (1,), timesteps, settings)[:, 0]
