@@ -13,10 +13,10 @@ them the value is interpolated, linearly in w and in u.
 Approximations. (1) Interpolation: the thresholds where a rule jumps lie between two close grid
 points, but an exit many bars ahead makes the value a step function of u now, and interpolation
 rounds the step. With four times the grid points (twice, for regime) the plans of the planted
-markets were worth up to 0.6 % more or less, and their replays earned the same within 0.3 %. (2) Left out, because the state does not carry them: maximum holding, repeat limit,
-trades per session, drawdown breaker and bankruptcy. All of them only take choices away, so the
-value is an upper bound up to (1). (3) The smallest order is measured at equity 1, and shares are
-fractional.
+markets were worth up to 0.6 % more or less, and their replays earned the same within 0.3 %.
+(2) Left out, because the state does not carry them: maximum holding, repeat limit, trades per
+session, drawdown breaker and bankruptcy. All of them only take choices away, so the value is an
+upper bound up to (1). (3) The smallest order is measured at equity 1, and shares are fractional.
 
 What is rigorous, whatever the grid: `replay` plays the plan in `TradingEnv` with every rule on, so
 what it earns is attainable, and `foresight_bound` is a bound that no strategy exceeds. The optimum

@@ -17,18 +17,19 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from agents.networks import ActorCritic
 from envs.reward import RewardFunction
-from jaxtrader.config import TrainingConfig, replace_settings
+from jaxtrader.config import TrainingConfig, check_split, replace_settings
 from jaxtrader.data import FEATURE_NAMES, Dataset, load_dataset, synthetic_dataset
 from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observations
-from jaxtrader.errors import ConfigError
+from jaxtrader.errors import CheckpointError, ConfigError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
 from jaxtrader.program import build_program
-from jaxtrader.runs import TrainingRun, output_layout, start_run
+from jaxtrader.runs import TrainingRun, output_layout, restore_run, start_run
 from jaxtrader.tracking.session import Tracking, recorded
 from jaxtrader.training import train as train_run
 
@@ -92,6 +93,7 @@ def train(
     reward: RewardFunction | None = None,
     total_timesteps: int | None = None,
     output_dir: str | Path | None = None,
+    resume: bool = False,
     tracking: Tracking = "off",
     quiet: bool = False,
 ) -> TrainingRun:
@@ -102,6 +104,8 @@ def train(
         Single weights in `config.reward.weights` are added to it; scale and clip stand.
       total_timesteps: environment steps of each seed; by default the config's.
       output_dir: where checkpoints and tables go; None keeps everything in memory.
+      resume: go on from the latest checkpoints in `output_dir`, to the same bits as if nothing had
+        interrupted them. Otherwise what an earlier run left there is moved aside.
       tracking: "on" has MLflow follow what goes to `output_dir`, and "auto" where it is installed.
         `python -m jaxtrader upload-runs` uploads any run in `output_dir` later.
       quiet: no progress display.
@@ -109,6 +113,14 @@ def train(
     Returns:
       the run: `run.updates_table()` and `run.episodes_table()` are its record, and `evaluate` and
       `export_policy` take it from there.
+
+    Raises:
+      jaxtrader.training.Interrupted: Ctrl-C; go on with `resume`. Without `output_dir` the state is
+        in its `run` alone.
+      ConfigError: settings that contradict each other or the data, or `resume` without
+        `output_dir`.
+      CheckpointError: nothing there to resume, or checkpoints of other settings or data.
+      JaxtraderError: the folder cannot be written, or another process trains there.
     """
     config = replace_settings(config or TrainingConfig(), "ppo", total_timesteps=total_timesteps)
     program = build_program(config, market, reward=reward)
@@ -116,14 +128,19 @@ def train(
     layout, console = output_layout(output_dir), Console(quiet=quiet)
     if layout is None and tracking == "on":
         raise ConfigError("tracking='on' needs output_dir: MLflow is sent what lies there")
+    if layout is None and resume:
+        raise ConfigError("resume=True needs output_dir: the folder of the run to go on with")
     with contextlib.ExitStack() as stack:
         session = layout and stack.enter_context(
             recorded(layout, "training", ["jaxtrader.train"], console, tracking)
         )
-        run = start_run(program, tuple(seeds), steps, layout)
+        if layout and resume:
+            run = restore_run(program, tuple(seeds), layout, to_train=True)
+        else:
+            run = start_run(program, tuple(seeds), steps, layout)
         stack.callback(run.close)  # another run may now train into the same folder
         if session:
-            session.trains(run, resumed=False)
+            session.trains(run, resumed=resume)
         train_run(run, steps, console)
     return run
 
@@ -136,13 +153,21 @@ def evaluate(
     Deterministic: one pass over the whole split from a flat start, and `episodes` episodes with
     random starts, under the costs of training.
 
+    Args:
+      split: "train", "validation" or "test".
+
     Returns:
       one `Evaluation` per symbol and seed, in that order.
+
+    Raises:
+      ConfigError: no such split, or too few bars in it for so many episodes.
+      CheckpointError: the run was interrupted before its first checkpoint.
     """
+    check_split(split)
     settings = run.program.config.evaluation
     by_symbol = evaluate_agents(
         run.program,
-        run.best_params,
+        _best_params(run),
         run.seeds,
         split,
         settings.episodes if episodes is None else episodes,
@@ -166,9 +191,12 @@ def export_policy(
       split: real observations of this split are compared.
 
     Raises:
-      ConfigError: no such agent, or several and none named.
+      ConfigError: no such split, no such agent, or several and none named.
+      CheckpointError: the run was interrupted before its first checkpoint.
       ExportError: torch is missing, or the file cannot be written.
     """
+    check_split(split)
+    params = _best_params(run)
     places = [
         (s, k)
         for s, k, its_symbol, its_seed in run.agents
@@ -182,12 +210,12 @@ def export_policy(
             f"symbol={symbol!r}, seed={seed!r} names {len(places)} agents of: {known}"
         )
     [(s, k)] = places
-    observations = sample_observations(run.program, run.best_params, split)
+    observations = sample_observations(run.program, params, split)
     sharpe = float(run.best_sharpe[s, k])
     metrics = {"validation_sharpe": sharpe if math.isfinite(sharpe) else None}
     return export_agent(
         run.program,
-        run.best_params,
+        params,
         observations,
         s,
         k,
@@ -195,3 +223,13 @@ def export_policy(
         split=split,
         metrics=metrics,
     )
+
+
+def _best_params(run: TrainingRun) -> Any:
+    if run.best_params is None:
+        every = run.program.config.checkpoints.every
+        raise CheckpointError(
+            f"the run has no checkpoint yet to choose from: it was interrupted after update "
+            f"{run.update}, before the first validation (checkpoints.every = {every})"
+        )
+    return run.best_params

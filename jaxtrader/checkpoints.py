@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from agents.learner import TrainState
 from jaxtrader.errors import CheckpointError
-from jaxtrader.files import write_whole
+from jaxtrader.files import sync, write_whole
 
 FORMAT_VERSION = 2
 # Written last of all: a checkpoint is one when it has this list of what its files hold. Orbax alone
@@ -130,13 +130,15 @@ class AgentCheckpoints:
             )
             if not saved:  # Orbax passes over an update that is not the latest
                 raise ValueError(f"there are later ones: {self.updates()}")
-            sums = _sums(self.folder / str(update))
-            write_whole(self.folder / str(update) / _SUMS, json.dumps(sums, indent=1))
+            folder = self.folder / str(update)
+            for path in (self.folder, folder, *folder.rglob("*")):
+                sync(path)  # Orbax has seen to the arrays alone
+            write_whole(folder / _SUMS, json.dumps(_sums(folder), indent=1))
             self._delete(set(self.updates()) - self._kept())
         except Exception as error:  # Orbax and TensorStore raise a dozen kinds for a full disk
             raise CheckpointError(
                 f"{self.folder}: checkpoint of update {update} could not be saved "
-                f"({str(error)[:500]}); earlier checkpoints are intact. Make room and go on with "
+                f"({_brief(error)}); earlier checkpoints are intact. Make room and go on with "
                 "--resume, or choose another --output-dir"
             ) from error
 
@@ -168,7 +170,7 @@ class AgentCheckpoints:
         return sorted(updates, key=rank.__getitem__, reverse=True)
 
     def restore(self, update: int, like: TrainState) -> Checkpoint:
-        """Restores one update.
+        """Restores one update, on the first device, whichever it was saved on.
 
         Args:
           like: a state, or the shapes of one, with the structure to expect.
@@ -181,6 +183,9 @@ class AgentCheckpoints:
         self._verify(update)
         meta = self.read_meta(update)
         check_meta(meta, {"state": _shapes(like)}, where)
+        # Orbax would look for the device that it was saved on.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
         try:
             restored: Any = self._manager.restore(
                 update,
@@ -190,7 +195,7 @@ class AgentCheckpoints:
             )
         except Exception as error:  # Orbax raises a dozen kinds for a damaged file
             raise DamagedCheckpointError(
-                f"{where}: cannot be restored, it is damaged: {str(error)[:500]}"
+                f"{where}: cannot be restored, it is damaged: {_brief(error)}"
             ) from error
         return Checkpoint(update, restored.state, meta)
 
@@ -284,6 +289,12 @@ class AgentCheckpoints:
     def _remove_deleted(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.folder / _DELETED)
+
+
+def _brief(error: Exception) -> str:
+    """TensorStore names one long path after another, and then the reason."""
+    text = str(error)
+    return text if len(text) <= 500 else f"{text[:200]} ... {text[-300:]}"
 
 
 def _shapes(state: Any) -> dict[str, str]:

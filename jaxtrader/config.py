@@ -73,6 +73,16 @@ def _require_known(where: str, keys: Iterable[Any], known: Sequence[str]) -> Non
             )
 
 
+def check_split(split: str) -> None:
+    """Raises ConfigError for what is not one of `SPLITS`; it names the nearest."""
+    if split not in SPLITS:
+        nearest = difflib.get_close_matches(str(split)[:100], SPLITS, n=1, cutoff=0.0)
+        raise ConfigError(
+            f"split = {_short.repr(split)}: did you mean {nearest[0]!r}? "
+            f"Choose one of {', '.join(SPLITS)}"
+        )
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which bars, and how they are split in time."""

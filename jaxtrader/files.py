@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxtrader.errors import JaxtraderError
+
+# What Windows and some network folders answer: such a place keeps what it keeps.
+_CANNOT_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 
 
 def timestamp() -> str:
@@ -16,7 +20,7 @@ def timestamp() -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file aside and renames it into place.
+    """Writes a file aside and renames it into place, to outlast even a power cut.
 
     Args:
       content: bytes, or text to be encoded as UTF-8.
@@ -28,7 +32,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(aside)
         os.replace(aside, path)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -36,6 +42,23 @@ def write_whole(path: Path, content: str | bytes) -> None:
             f"{path}: cannot be written ({error.strerror}); free space or choose another "
             "--output-dir. Earlier files are intact"
         ) from error
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, would outlast a power cut.
+
+    Raises:
+      OSError: the disk fails.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def remove_leftovers(folder: Path, pattern: str = "*") -> None:

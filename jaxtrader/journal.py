@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxtrader.errors import JaxtraderError
-from jaxtrader.files import write_whole
+from jaxtrader.files import sync, write_whole
 
 
 class TableFile:
@@ -58,6 +58,23 @@ class TableFile:
                     "another --output-dir"
                 ) from error
         self._parts.append(rows)
+
+    def sync(self) -> None:
+        """Has the rows outlast a power cut.
+
+        Raises:
+          JaxtraderError: the disk fails.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            sync(self.path)
+            sync(self.path.parent)
+        except OSError as error:
+            raise JaxtraderError(
+                f"{self.path}: cannot be written ({error.strerror}); free space or choose another "
+                "--output-dir"
+            ) from error
 
     def load(self, update: int) -> None:
         """Reads the rows up to `update` back; a last line that a kill cut short is left out.
@@ -132,6 +149,11 @@ class Journal:
         """Adds what one seed's agents did in one call."""
         self.updates[seed].append(updates)
         self.episodes[seed].append(episodes)
+
+    def sync(self) -> None:
+        """Has all rows outlast a power cut: a checkpoint of what they tell of is about to be."""
+        for table in self._tables():
+            table.sync()
 
     def load(self, update: int) -> None:
         """Reads all rows up to `update` back from disk."""

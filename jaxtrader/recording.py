@@ -40,6 +40,7 @@ def record_updates(
             table = table.assign(validation_sharpe=validated)
             updates.append(table[table["update"] <= last])
             episodes.append(rows[rows["update"] <= last])
+            run.recorded_episodes[s, k] += len(episodes[-1])
         run.journal.append(seed, _by_update(updates), _by_update(episodes))
 
 

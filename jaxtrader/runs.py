@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from jaxtrader.program import (
     hyperparameters,
     updates_for,
 )
-from jaxtrader.provenance import versions
+from jaxtrader.provenance import machine, versions
 
 
 @dataclass(eq=False)
@@ -42,7 +43,8 @@ class TrainingRun:
     checkpoints: dict[tuple[int, int], AgentCheckpoints]  # (symbol, seed) places; empty: in memory
     best_update: np.ndarray  # int[S, K]
     best_sharpe: np.ndarray  # float[S, K], on the validation split; -inf before the first
-    best_params: Any  # network parameters [S, K, ...] on the host
+    best_params: Any  # network parameters [S, K, ...] on the host; None before the first
+    recorded_episodes: np.ndarray  # int[S, K] rows that the table of episodes should have
     compile_seconds: float = 0.0  # first call less one later call of the same length
     train_seconds: float = 0.0  # time in the compiled program after the first call
     timed_steps: int = 0  # environment steps of all agents in that time
@@ -106,21 +108,19 @@ def start_run(
     """
     symbols = program.dataset.symbols
     keys = agent_keys(symbols, seeds)
-    locks = _lock(layout, seeds)
-    if layout is not None:
-        # Checkpoints first: a kill in between must not leave any whose tables are gone.
-        for symbol in symbols:
+    with _locked(layout, seeds) as locks:
+        if layout is not None:
+            # Checkpoints first: a kill in between must not leave any whose tables are gone.
+            for symbol in symbols:
+                for seed in seeds:
+                    move_aside(layout.checkpoints(symbol, seed))
+                    for file in layout.policy_files(symbol, seed):
+                        move_aside(file)
             for seed in seeds:
-                move_aside(layout.checkpoints(symbol, seed))
-                for file in layout.policy_files(symbol, seed):
-                    move_aside(file)
-        for seed in seeds:
-            move_aside(layout.logs(seed))
-    hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
-    state = program.initialize(keys, program.params["train"], hyper)
-    run = _run(program, seeds, state, 0, layout)
-    run.locks = locks
-    return run
+                move_aside(layout.logs(seed))
+        hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
+        state = program.initialize(keys, program.params["train"], hyper)
+        return _run(program, seeds, state, 0, layout, locks)
 
 
 def restore_run(
@@ -143,15 +143,26 @@ def restore_run(
     for symbol in symbols:
         for seed in seeds:
             _require_checkpoints(layout, symbol, seed)
-    locks = _lock(layout, seeds) if to_train else ()
+    with _locked(layout if to_train else None, seeds) as locks:
+        return _restored(program, seeds, layout, locks, to_train=to_train)
+
+
+def _restored(
+    program: Program,
+    seeds: tuple[int, ...],
+    layout: OutputLayout,
+    locks: tuple[Lock, ...],
+    *,
+    to_train: bool,
+) -> TrainingRun:
+    symbols = program.dataset.symbols
     shape = jax.eval_shape(
         program.initialize,
         agent_keys(symbols, seeds),
         program.params["train"],
         hyperparameters(program.config, 1),
     )
-    run = _run(program, seeds, shape, 0, layout, read_only=not to_train)
-    run.locks = locks
+    run = _run(program, seeds, shape, 0, layout, locks, read_only=not to_train)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shape)
     found = [set(checkpoints.updates()) for checkpoints in run.checkpoints.values()]
     common = set.intersection(*found)
@@ -184,9 +195,11 @@ def restore_run(
         run.state = _stack([_stack(row) for row in rows])
         run.update = update
         run.journal.load(update)
+        for place, checkpoint in restored.items():
+            run.recorded_episodes[place] = checkpoint.meta.get("recorded_episodes", 0)
         if to_train:
             _check_journal(run, layout)
-            _warn_of_versions(next(iter(restored.values())).meta.get("versions"))
+            _warn_of_origin(next(iter(restored.values())).meta)
             for checkpoints in run.checkpoints.values():
                 checkpoints.forget_after(update)
             for seed in seeds:
@@ -236,13 +249,20 @@ def _check_identity(
     check_meta({**meta, **_settings_identity(_config_of(meta, where))}, expected, where)
 
 
-def _warn_of_versions(stored: Mapping[str, str] | None) -> None:
-    now = versions()
+def _warn_of_origin(meta: Mapping[str, Any]) -> None:
+    """Says what made the checkpoints, where other bits may come of it."""
+    stored, now = meta.get("versions") or {}, versions()
     differ = [
-        f"{name} {(stored or {}).get(name, 'unknown')}, now {now[name]}"
+        f"{name} {stored.get(name, 'unknown')}, now {now[name]}"
         for name in now
-        if (stored or {}).get(name) != now[name]
+        if stored.get(name) != now[name]
     ]
+    device = machine()["device"]
+    if meta.get("device", device) != device:
+        _warn(
+            f"the checkpoints were made on another device ({meta['device']}, now {device}): expect "
+            "the run to end on other bits than an uninterrupted one"
+        )
     if differ:
         _warn(
             "the checkpoints were made by other versions, so that the run may not end on the same "
@@ -250,17 +270,28 @@ def _warn_of_versions(stored: Mapping[str, str] | None) -> None:
         )
 
 
-def _lock(layout: OutputLayout | None, seeds: Sequence[int]) -> tuple[Lock, ...]:
+@contextlib.contextmanager
+def _locked(layout: OutputLayout | None, seeds: Sequence[int]) -> Iterator[tuple[Lock, ...]]:
+    """Locks for a run to hold; if none comes about, they are let go of.
+
+    At once: a notebook keeps the last exception, and with it whatever its frames hold.
+    """
     if layout is None:
-        return ()
-    return tuple(Lock(layout.lock(seed), f"trains seed {seed} there") for seed in seeds)
+        yield ()
+        return
+    with contextlib.ExitStack() as undo:
+        locks = [Lock(layout.lock(seed), f"trains seed {seed} there") for seed in seeds]
+        for lock in locks:
+            undo.callback(lock.close)
+        yield tuple(locks)
+        undo.pop_all()
 
 
 def _check_journal(run: TrainingRun, layout: OutputLayout) -> None:
     """A seed's tables hold all symbols of one run: those of another must not be taken for its own.
 
-    Where rows are missing that were written before the checkpoint, it is said: the state is whole,
-    and only the record stays incomplete.
+    Where rows of either table are missing that were written before the checkpoint, it is said: the
+    state is whole, and only the record stays incomplete.
 
     Raises:
       CheckpointError: a later run with other symbols has put its tables in the same place.
@@ -273,16 +304,27 @@ def _check_journal(run: TrainingRun, layout: OutputLayout) -> None:
                 "later run moved that one's tables aside: put them back, or train anew"
             )
     halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
+    goes_on = (
+        "training goes on, and the record stays incomplete unless you stop now and put the tables "
+        "back"
+    )
     for s, k, symbol, seed in run.agents:
-        table = run.journal.updates[seed].table
-        rows = table.loc[table["symbol"] == symbol, "update"].tolist() if len(table) else []
+        updates, episodes = (
+            table.loc[table["symbol"] == symbol, "update"].tolist() if len(table) else []
+            for table in (run.journal.updates[seed].table, run.journal.episodes[seed].table)
+        )
         last = halted_at[s, k] if halt[s, k] != RUNNING else run.update
-        missing = sorted(set(range(1, last + 1)) - set(rows))
+        missing = sorted(set(range(1, last + 1)) - set(updates))
         if missing:
             _warn(
                 f"{layout.updates(seed)}: lacks {len(missing)} of the {last} updates of {symbol} "
-                f"before the checkpoint, the first of them {missing[0]}; training goes on, and the "
-                "record stays incomplete unless you stop now and put the tables back"
+                f"before the checkpoint, the first of them {missing[0]}; {goes_on}"
+            )
+        recorded = run.recorded_episodes[s, k]
+        if len(episodes) < recorded:
+            _warn(
+                f"{layout.telemetry(seed)}: lacks {recorded - len(episodes)} of the {recorded} "
+                f"episodes of {symbol} before the checkpoint; {goes_on}"
             )
 
 
@@ -325,6 +367,7 @@ def _run(
     state: TrainState,
     update: int,
     layout: OutputLayout | None,
+    locks: tuple[Lock, ...],
     *,
     read_only: bool = False,
 ) -> TrainingRun:
@@ -349,6 +392,8 @@ def _run(
         best_update=np.full(shape, -1),
         best_sharpe=np.full(shape, -math.inf),
         best_params=None,
+        recorded_episodes=np.zeros(shape, int),
+        locks=locks,
     )
 
 

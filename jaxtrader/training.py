@@ -27,7 +27,7 @@ from jaxtrader.program import (
     updates_for,
 )
 from jaxtrader.progress import AgentStatus, TrainingProgress
-from jaxtrader.provenance import git_commit, versions
+from jaxtrader.provenance import git_commit, machine, versions
 from jaxtrader.recording import record_updates
 from jaxtrader.runs import TrainingRun, agent_name, jsonable, run_identity
 from jaxtrader.telemetry import episode_means
@@ -36,7 +36,12 @@ SECONDS_PER_CALL = 2.0  # what a call of several updates aims at, so that the pr
 
 
 class Interrupted(JaxtraderError):
-    """The person pressed Ctrl-C; the state is saved."""
+    """The person pressed Ctrl-C; the state is saved, or without an output folder in `run` alone."""
+
+    def __init__(self, message: str, run: TrainingRun | None = None):
+        """`run` is what was interrupted, as it was after the call that was under way."""
+        super().__init__(message)
+        self.run = run
 
 
 def train(
@@ -55,7 +60,8 @@ def train(
     Training ends early, at a checkpoint, once every agent has halted.
 
     Raises:
-      Interrupted: Ctrl-C; the state after the call that was under way is saved first.
+      Interrupted: Ctrl-C; the state after the call that was under way is saved first, where there
+        is an output folder.
       CheckpointError, JaxtraderError: the output folder cannot be written.
     """
     program = run.program
@@ -109,11 +115,14 @@ def train(
     if compiles and run.train_seconds:
         run.compile_seconds -= run.train_seconds / run.timed_steps * steps_per_update
     if stop:
-        where = "" if run.checkpoints else " (in memory only: no output folder was given)"
-        raise Interrupted(
-            f"stopped after update {run.update} of {total}; the state is saved{where}. "
-            "Go on with the same command and --resume"
+        kept = (
+            "the state is saved. Go on with the same command and --resume, or in Python with "
+            "jaxtrader.train(..., resume=True)"
+            if run.checkpoints
+            else "nothing is saved, for no output folder was given; what there is, is the `run` of "
+            "this exception"
         )
+        raise Interrupted(f"stopped after update {run.update} of {total}; {kept}", run)
 
 
 def cleared_gates(run: TrainingRun, total_timesteps: int, by: float = 0.8) -> dict[str, bool]:
@@ -195,19 +204,22 @@ def _validate(run: TrainingRun) -> np.ndarray:
 def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
     if not run.checkpoints:
         return
+    run.journal.sync()  # before any checkpoint that says these rows are there
     meta = {
         **run_identity(run.program),
         "config": jsonable(run.program.config.to_dict()),
         "seeds": list(run.seeds),
         "git_commit": git_commit(),
         "versions": versions(),
+        "device": machine()["device"],
     }
     for (s, k), checkpoints in run.checkpoints.items():
         # To the key checker, picking one of several keys uses them all; saving uses none.
         copy = dataclasses.replace(run.state, key=jax.random.clone(run.state.key))
         state = jax.tree.map(lambda x, s=s, k=k: x[s, k], copy)
         own = -math.inf if sharpe is None else float(sharpe[s, k])
-        checkpoints.save(run.update, state, meta, None if own == -math.inf else own)
+        about = {**meta, "recorded_episodes": int(run.recorded_episodes[s, k])}
+        checkpoints.save(run.update, state, about, None if own == -math.inf else own)
 
 
 def _statuses(run: TrainingRun, sharpe: np.ndarray | None) -> dict[str, AgentStatus]:

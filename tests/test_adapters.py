@@ -688,7 +688,7 @@ def test_nothing_is_compiled_twice() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"split": "tests"}, ["split = 'tests'", "train, validation, test"]),
+        ({"split": "tests"}, ["split = 'tests': did you mean 'test'?", "train, validation, test"]),
         ({"symbol": "SPY"}, ["symbol = 'SPY'", "AAA, BBB"]),
         ({"symbol": None}, ["symbol = None", "AAA, BBB"]),
         ({"render_mode": "human"}, ["render_mode = 'human'", "rgb_array"]),

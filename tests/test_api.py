@@ -1,17 +1,36 @@
 """The Python API: the README's example as it stands there, and what an import may cost."""
 
+import dataclasses
+import functools
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import chex
+import jax
+import numpy as np
 import pandas as pd
 import pytest
-from small_runs import CONFIG, SEEDS, market
+from learners import bits
+from small_runs import (
+    CONFIG,
+    QUIET,
+    SEEDS,
+    STEPS_PER_UPDATE,
+    after_calls,
+    market,
+    one_update_a_call,
+)
 
 import jaxtrader as jt
-from jaxtrader.errors import ConfigError, DataError
+from envs import RewardStep
+from jaxtrader import api, training
+from jaxtrader.config import EnvironmentConfig
+from jaxtrader.errors import CheckpointError, ConfigError, DataError
+from jaxtrader.training import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,6 +152,87 @@ print(policy.metadata["symbol"], policy.metadata["receptive_field"])
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["BBB", "8"]
+
+
+@pytest.mark.parametrize(("split", "nearest"), [("tset", "test"), ("valid", "validation")])
+def test_an_unknown_split_is_an_error_that_names_the_nearest(run, tmp_path, split, nearest):
+    for attempt in (
+        lambda: jt.evaluate(run, split),
+        lambda: jt.export_policy(run, tmp_path / "policy.pt", symbol="AAA", seed=5, split=split),
+    ):
+        with pytest.raises(ConfigError, match=f"split = '{split}': did you mean '{nearest}'") as c:
+            attempt()
+        assert "train, validation, test" in str(c.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------- interruptions
+
+
+SETTINGS = {"seeds": (1337,), "config": CONFIG, "total_timesteps": 4 * STEPS_PER_UPDATE}
+
+
+def interrupted(monkeypatch, calls, **settings):
+    """`jaxtrader.train`, and Ctrl-C after so many calls of the program; what it raised."""
+    with monkeypatch.context() as patch:
+        one_update_a_call(patch)
+        stopped = functools.partial(training.train, should_stop=after_calls(calls))
+        patch.setattr(api, "train_run", stopped)
+        with pytest.raises(Interrupted) as caught:
+            jt.train(market("BBB"), **SETTINGS, **settings, quiet=True)
+    return caught.value
+
+
+def likes_cash(step: RewardStep) -> jax.Array:
+    return step.account_after.cash
+
+
+@pytest.mark.parametrize("reward", [None, pytest.param(likes_cash, marks=pytest.mark.slow)])
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, reward):
+    message = str(interrupted(monkeypatch, 3, reward=reward, output_dir=tmp_path))
+    assert "after update 3 of 4; the state is saved" in message
+    assert "jaxtrader.train(..., resume=True)" in message
+
+    again = {**SETTINGS, "reward": reward, "quiet": True}
+    resumed = jt.train(market("BBB"), **again, output_dir=tmp_path, resume=True)
+    assert not list(tmp_path.rglob("*.until-*"))
+    straight = jt.train(market("BBB"), **again)
+    chex.assert_trees_all_equal(bits(resumed.state), bits(straight.state))
+    chex.assert_trees_all_equal(resumed.best_params, straight.best_params)
+    pd.testing.assert_frame_equal(resumed.updates_table(), straight.updates_table())
+    pd.testing.assert_frame_equal(resumed.episodes_table(), straight.episodes_table())
+    [record] = (json.loads(path.read_text()) for path in tmp_path.rglob("run.json"))
+    assert (record["sessions"], record["status"]) == (2, "finished")
+
+
+def test_what_cannot_be_resumed_says_why_and_lets_go_of_the_folder(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="resume=True needs output_dir"):
+        jt.train(market("BBB"), **SETTINGS, resume=True, quiet=True)
+    go_on = functools.partial(jt.train, market("BBB"), output_dir=tmp_path, resume=True, quiet=True)
+    with pytest.raises(CheckpointError, match="no checkpoints of BBB seed 1337"):
+        go_on(**SETTINGS)
+    interrupted(monkeypatch, 2, output_dir=tmp_path)
+    costly = dataclasses.replace(CONFIG, environment=EnvironmentConfig(episode_length=32))
+    # The exception is kept, as a notebook does, and with it all that its frames hold.
+    with pytest.raises(CheckpointError, match=r"environment\.episode_length = 64") as kept:
+        go_on(**{**SETTINGS, "config": costly})
+    assert go_on(**SETTINGS).update == 4
+    del kept
+
+
+def test_without_a_folder_the_interrupted_run_is_in_the_exception(monkeypatch):
+    early = interrupted(monkeypatch, 1)
+    assert "nothing is saved" in str(early)
+    assert "resume" not in str(early)
+    with pytest.raises(CheckpointError, match="interrupted after update 1, before the first val"):
+        jt.evaluate(early.run)
+    late = interrupted(monkeypatch, 2)
+    assert late.run.updates_table()["update"].tolist() == [1, 2]
+    [evaluation] = jt.evaluate(late.run)
+    training.train(late.run, SETTINGS["total_timesteps"], QUIET)
+    straight = jt.train(market("BBB"), **SETTINGS, quiet=True)
+    chex.assert_trees_all_equal(bits(late.run.state), bits(straight.state))
+    assert np.isfinite(evaluation.equity).all()
 
 
 # ---------------------------------------------------------------------------------- importing

@@ -5,8 +5,11 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -42,6 +45,7 @@ from jaxtrader.program import build_program
 from jaxtrader.runs import restore_run, start_run, stored_config
 from jaxtrader.training import Interrupted, train
 
+ROOT = Path(__file__).resolve().parents[1]
 SEED = 1337
 NAN, INF = math.nan, math.inf
 
@@ -150,6 +154,42 @@ def test_a_state_comes_back_bit_for_bit_with_typed_keys(tmp_path):
     assert restored.state["nan"].dtype == jnp.float32
     own, back = (jax.random.uniform(key) for key in (state["key"], restored.state["key"]))
     assert own == back
+
+
+# A machine with two devices, of which the second does the work.
+SAVED_ON_ANOTHER_DEVICE = """
+import sys
+from pathlib import Path
+import jax
+from test_checkpoints import AgentCheckpoints, saved_state
+
+_, device = jax.devices()
+state = jax.device_put(saved_state(), device)
+assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(state))
+AgentCheckpoints(Path(sys.argv[1])).save(10, state, {}, 1.0)
+"""
+
+
+def test_what_was_saved_on_another_device_is_whole(tmp_path):
+    """One that is not there where it is restored, like the GPU of another machine."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAVED_ON_ANOTHER_DEVICE, str(tmp_path)],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    state = saved_state()
+    for like in (state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)):
+        restored = AgentCheckpoints(tmp_path, read_only=True).restore(10, like).state
+        chex.assert_trees_all_equal(bits(restored), bits(state))
+        assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(restored))
 
 
 def test_a_description_is_read_without_the_arrays(tmp_path):
@@ -354,6 +394,26 @@ def test_a_save_that_fails_says_that_earlier_ones_are_intact(tmp_path, monkeypat
         checkpoints.save(20, saved_state(), {}, 1.0)
     assert "No space left" in str(caught.value)
     assert "earlier checkpoints are intact" in str(caught.value)
+
+
+def test_a_long_reason_keeps_its_end(tmp_path, monkeypatch):
+    """TensorStore names the place over and over before it comes to what is wrong."""
+    path = tmp_path / "out" / "of" / "the" / "way" / "state.orbax-checkpoint-tmp" / "manifest.ocdbt"
+
+    def full(*arguments, **options):
+        raise ValueError(f'Error writing "{path}": ' * 12 + "No space left on device [code='28']")
+
+    checkpoints = save_all(tmp_path, [1.0])
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    monkeypatch.setattr(checkpoints._manager, "restore", full)
+    for attempt in (
+        lambda: checkpoints.save(20, saved_state(), {}, 1.0),
+        lambda: checkpoints.restore(10, saved_state()),
+    ):
+        with pytest.raises(CheckpointError, match="No space left on device") as caught:
+            attempt()
+        assert f'Error writing "{path.parent.parent}' in str(caught.value)
+        assert len(str(caught.value)) < 1000
 
 
 def test_a_file_in_the_way_of_the_folder(tmp_path):
@@ -562,7 +622,7 @@ def test_a_seed_without_checkpoints_is_named(copied):
 
 @pytest.mark.parametrize("to_train", [False, True])
 def test_settings_that_are_newer_than_the_checkpoint_have_their_defaults(copied, to_train):
-    """An older version that did not know `block_length` trained it."""
+    """An older version that did not know `guard.max_rescues` trained it."""
     for path in copied.checkpoints("BBB", SEED).glob("[0-9]*"):
         meta, sums = path / "meta" / "metadata", path / "sha256.json"
         stored = json.loads(meta.read_text())
@@ -586,6 +646,15 @@ def test_other_versions_go_on_and_say_so(copied, monkeypatch, capsys):
     assert "may not end on the same bits" in error
     assert f"jax {jax.__version__}, now 9.9" in error
     assert "new unknown, now 1" in error
+
+
+def test_another_device_goes_on_and_says_so(copied, monkeypatch, capsys):
+    here = jax.devices()[0].device_kind
+    monkeypatch.setattr(runs, "machine", lambda: {"device": "TPU v9"})
+    assert restored(copied, to_train=True).update == 7
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"made on another device ({here}, now TPU v9): expect the run to end on other" in error
+    assert "other versions" not in error
 
 
 def test_the_settings_come_from_the_next_best_where_the_best_is_damaged(copied):
@@ -614,6 +683,31 @@ def test_rows_that_are_gone_from_the_tables_are_missed(copied, capsys):
     path.write_text(lines[0] + lines[1].replace("BBB", "SPY"))
     with pytest.raises(CheckpointError, match="is the record of SPY and not of the run to resume"):
         restored(copied, to_train=True)
+
+
+def test_episodes_that_are_gone_from_the_tables_are_missed(copied, capsys):
+    """That updates are all there does not make the record complete."""
+    path = copied.telemetry(SEED)
+    lines = path.read_text().splitlines(keepends=True)
+    recorded = len(lines) - 1
+    assert recorded > 7
+    for left in (recorded - 2, 0):
+        path.write_text("".join(lines[: 1 + left]))
+        assert restored(copied, to_train=True).update == 7
+        error = " ".join(capsys.readouterr().err.split())
+        assert f"{path}: lacks {recorded - left} of the {recorded} episodes of BBB" in error
+        assert "the record stays incomplete unless you stop now" in error
+        assert "updates.csv" not in error
+    path.unlink(missing_ok=True)
+    back = restored(copied, to_train=True)
+    assert f"lacks {recorded} of the {recorded} episodes" in capsys.readouterr().err
+    train(back, 9 * STEPS_PER_UPDATE, QUIET)  # what is lost stays lost, and is not forgotten
+    back.close()
+    found = path.read_text().count("\n") - 1
+    assert found > 0
+    assert restored(copied, to_train=True).update == 9
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"lacks {recorded} of the {recorded + found} episodes of BBB" in error
 
 
 def test_what_a_killed_process_wrote_aside_goes(copied):

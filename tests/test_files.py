@@ -58,6 +58,26 @@ def test_a_failed_rename_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_late_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, number):
+    """A network disk may have taken the content, and be full when it comes to keeping it."""
+    path = tmp_path / "summary.json"
+    write_whole(path, "old")
+    monkeypatch.setattr(files.os, "fsync", fails_with(number))
+    with pytest.raises(JaxtraderError, match=rf"summary\.json: .*{os.strerror(number)}"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_a_folder_that_cannot_sync_is_used_without(tmp_path, monkeypatch, number):
+    """Some network folders."""
+    monkeypatch.setattr(files.os, "fsync", fails_with(number))
+    write_whole(tmp_path / "summary.json", "new")
+    assert (tmp_path / "summary.json").read_text() == "new"
+
+
 def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_whole(path, "old")

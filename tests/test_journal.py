@@ -208,6 +208,20 @@ def test_a_table_that_cannot_be_written_is_an_error(path, monkeypatch):
     assert file.table["update"].tolist() == [1]
 
 
+def test_a_table_that_the_disk_does_not_keep_is_an_error(path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journal = Journal((1, 2), {1: (path, path.with_name("a")), 2: (path.with_name("b"),) * 2})
+    journal.sync()  # there are no files yet
+    journal.append(1, rows(1, 1), rows(1, 1).iloc[:0])
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(JaxtraderError, match=r"Input/output error.*--output-dir") as caught:
+        journal.sync()
+    assert str(path) in str(caught.value)
+    Journal((1,), None).sync()
+
+
 def test_a_table_that_cannot_be_removed_is_an_error(path, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -84,11 +84,11 @@ def said(console: Console) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def record(root, *, run=None, tracking="off", show=None, **options):
+def record(root, *, run=None, study="stage5", tracking="off", show=None, **options):
     """A session that has begun."""
     layout, show = OutputLayout(root), show or console()
     held = contextlib.ExitStack()
-    session = held.enter_context(recorded(layout, "stage5", ["train", "it"], show, tracking))
+    session = held.enter_context(recorded(layout, study, ["train", "it"], show, tracking))
     session.trains(run or stub(), resumed=options.get("resumed", False))
     return held, session, layout
 
@@ -155,10 +155,10 @@ def test_resumed_it_is_the_same_run_and_begun_anew_another(tmp_path):
     session.reports(layout.report(REPORT))
     first.close()
     begun = only_record(layout)
-    second, session, _ = record(tmp_path, resumed=True)
+    second, session, _ = record(tmp_path, resumed=True, study="training")  # by jaxtrader.train
     gone_on = only_record(layout)
     second.close()
-    for field in ("name", "key", "started", "reports"):
+    for field in ("name", "key", "study", "started", "reports"):
         assert getattr(gone_on, field) == getattr(begun, field)
     assert (gone_on.status, gone_on.ended, gone_on.sessions) == ("running", None, 2)
     assert gone_on.reports == [REPORT]

@@ -335,18 +335,26 @@ def test_control_c_ends_the_call_under_way_and_saves(tmp_path):
         return False
 
     run = start_run(program("BBB"), (1337,), TOTAL, OutputLayout(tmp_path))
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match=r"--resume, or in Python .*resume=True") as caught:
         train(run, TOTAL, QUIET, should_stop=interrupt)
+    assert caught.value.run is run
     assert signal.getsignal(signal.SIGINT) is before
     run.close()
     restored = restore_run(program("BBB"), (1337,), OutputLayout(tmp_path), to_train=False)
     assert restored.update == run.update
 
 
-def test_an_interruption_in_memory_says_that_nothing_is_on_disk():
+def test_an_interruption_in_memory_says_that_nothing_is_saved(single):
+    """Nor does it name an option that could not bring anything back; but the run is there."""
     run = start_run(program("BBB"), (1337,), TOTAL, None)
-    with pytest.raises(Interrupted, match="in memory only"):
+    with pytest.raises(
+        Interrupted, match=r"of 7; nothing is saved, .* the `run` of this"
+    ) as caught:
         train(run, TOTAL, QUIET, should_stop=after_calls(1))
+    assert "resume" not in str(caught.value)
+    assert caught.value.run is not None
+    train(caught.value.run, TOTAL, QUIET)
+    assert_same_run(caught.value.run, single.run)
 
 
 def test_a_new_run_moves_the_old_one_aside(tmp_path):

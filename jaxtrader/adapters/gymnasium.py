@@ -56,7 +56,7 @@ from jaxtrader.adapters.infos import batched, choose, fields, objects, single, s
 from jaxtrader.adapters.lanes import Lanes, Snapshot
 from jaxtrader.adapters.picture import EpisodePicture
 from jaxtrader.api import synthetic_market
-from jaxtrader.config import SPLITS, TrainingConfig
+from jaxtrader.config import TrainingConfig, check_split
 from jaxtrader.data import Dataset
 from jaxtrader.data.markets import split_offset
 from jaxtrader.errors import ConfigError
@@ -310,8 +310,8 @@ def _open(
     market = synthetic_market(config=config) if market is None else market
     if symbol is None and len(market.symbols) == 1:
         symbol = market.symbols[0]
+    check_split(split)
     for name, value, known in (
-        ("split", split, SPLITS),
         ("symbol", symbol, market.symbols),
         ("render_mode", render_mode, (None, *_RENDERING["render_modes"])),
     ):

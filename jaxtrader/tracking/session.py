@@ -105,6 +105,7 @@ class Session:
                 now,
                 name=earlier.name,
                 key=earlier.key,
+                study=earlier.study,
                 sessions=earlier.sessions + 1,
                 started=earlier.started,
                 reports=earlier.reports,
