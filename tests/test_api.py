@@ -1,10 +1,9 @@
-"""The Python API: the README's example as it stands there, and what an import may cost."""
+"""The Python API and what an import may cost. The README's example runs in test_docs.py."""
 
 import dataclasses
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,32 +45,6 @@ def python(code: str, *path: Path, cwd: Path) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
-
-
-# ---------------------------------------------------------------------------------- the README
-
-
-def example() -> str:
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("README.md is not in this tree: there is no example to run")
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.M | re.S)
-    return next(block for block in blocks if block.startswith("import jaxtrader as jt"))
-
-
-@pytest.mark.slow
-def test_the_readmes_example_runs_as_shown(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(example(), "README.md", "exec"), names)
-    printed = capsys.readouterr().out
-    assert "policy_action_entropy_mean" in printed
-    assert "UTC" in printed or "00:00" in printed  # the equity's timestamps
-    assert isinstance(names["evaluation"].equity, pd.Series)
-    assert isinstance(names["evaluation"].trades, pd.DataFrame)
-    assert names["policy"].parity.passed
-    assert (tmp_path / "policy.pt").is_file()
-    assert jt.load_policy(tmp_path / "policy.pt").metadata["symbol"] == "SYNTH"
 
 
 # -------------------------------------------------------------------------------- small steps
