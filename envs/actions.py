@@ -159,11 +159,6 @@ def is_buy(action: jax.Array) -> jax.Array:
     return (action >= Action.BUY_SMALL) & (action <= Action.BUY_LARGE)
 
 
-def is_sell(action: jax.Array) -> jax.Array:
-    """Whether `action` reduces a position, bool[]."""
-    return (action == Action.SELL_PARTIAL) | (action == Action.SELL_ALL)
-
-
 def is_any(value: jax.Array, members: tuple[IntEnum, ...]) -> jax.Array:
     """Whether `value` (i32[]) is one of `members`, bool[]."""
     return jnp.any(value == jnp.asarray(members, jnp.int32))

@@ -297,6 +297,17 @@ def test_termination_goes_on_from_the_same_bar_with_a_new_account() -> None:
     assert float(info["statistics"].final_equity) == pytest.approx(0.55, abs=0.01)
 
 
+def test_a_state_says_itself_whether_its_episode_is_over() -> None:
+    """As gymnax's API has it; a step without auto-reset ends in such a state."""
+    env, params = crash()
+    states = [start(0, 10, 13)]
+    for action in (Action.BUY_LARGE, Action.HOLD, Action.HOLD):
+        states.append(env.transition(states[-1], jnp.int32(action), params)[0])
+    # Ruined at bar 12, it is over once the position is sold: at bar 13, the stop bar.
+    assert [bool(env.is_terminated(s, params)) for s in states] == [False, False, False, True]
+    assert [bool(env.is_truncated(s, params)) for s in states] == [False, False, False, True]
+
+
 def test_ended_both_ways_starts_somewhere_else() -> None:
     """Ruined on the last step: terminated, so nothing is bootstrapped, and a new start is drawn."""
     env, params = crash()
