@@ -185,9 +185,9 @@ def announce(program: Program, arguments: Arguments, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     agents = len(arguments.symbols) * len(arguments.seeds)
     console.print(
-        f"{agents} agents, each {shape.num_envs} environments x {shape.rollout_steps} steps an "
-        f"update; costs {config.environment.costs}, fill {config.environment.fill}, "
-        f"reward {config.reward.preset}",
+        f"{agents} agent{'s' * (agents > 1)}, each {shape.num_envs} environments x "
+        f"{shape.rollout_steps} steps an update; costs {config.environment.costs}, "
+        f"fill {config.environment.fill}, reward {config.reward.preset}",
         soft_wrap=True,
     )
     if config.environment.fill == "same_close":
@@ -333,6 +333,11 @@ def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bo
     with recorded(layout, "stage5", command, console, arguments.tracking) as session:
         summary, folder = study(program, arguments, command, layout, session, console)
     passed = bool(summary["passed"])
+    if not passed:
+        console.print(
+            "the run is complete; its exit status is 1 because a gate failed or a policy differs. "
+            "Gates judge behaviour, not profit"
+        )
     if arguments.run_pytest:
         passed = run_pytest(arguments, folder, console) and passed
     return passed

@@ -50,11 +50,11 @@ def load_market(
     Raises:
       DataError: a file is missing or malformed; the message names file, row and remedy.
     """
-    config = config or TrainingConfig()
+    config = _settings(config)
     data = config.data
     return load_dataset(
         data_dir,
-        symbols,
+        _several("symbols", symbols),
         data.timeframe,
         receptive_field=ActorCritic(config.network).receptive_field,
         fractions=(data.train_share, data.validation_share, data.test_share),
@@ -71,10 +71,10 @@ def synthetic_market(
     feature_names: Sequence[str] = FEATURE_NAMES,
 ) -> Dataset:
     """The embedded synthetic market; `config.data` has its seed and its number of sessions."""
-    config = config or TrainingConfig()
+    config = _settings(config)
     data = config.data
     return synthetic_dataset(
-        symbols,
+        _several("symbols", symbols),
         data.synthetic_seed,
         sessions=data.synthetic_sessions,
         timeframe=data.timeframe,
@@ -122,7 +122,12 @@ def train(
       CheckpointError: nothing there to resume, or checkpoints of other settings or data.
       JaxtraderError: the folder cannot be written, or another process trains there.
     """
-    config = replace_settings(config or TrainingConfig(), "ppo", total_timesteps=total_timesteps)
+    seeds = _several("seeds", seeds)
+    if reward is not None and not callable(reward):
+        raise ConfigError(
+            f"reward = {reward!r}: give a function; the config's reward.preset chooses a preset"
+        )
+    config = replace_settings(_settings(config), "ppo", total_timesteps=total_timesteps)
     program = build_program(config, market, reward=reward)
     steps = config.ppo.total_timesteps
     layout, console = output_layout(output_dir), Console(quiet=quiet)
@@ -207,7 +212,8 @@ def export_policy(
             f"{its_symbol} seed {its_seed}" for *_, its_symbol, its_seed in run.agents
         )
         raise ConfigError(
-            f"symbol={symbol!r}, seed={seed!r} names {len(places)} agents of: {known}"
+            f"symbol={symbol!r}, seed={seed!r} names {len(places)} agents of: {known}. "
+            "Name one by symbol= and seed="
         )
     [(s, k)] = places
     observations = sample_observations(run.program, params, split)
@@ -223,6 +229,20 @@ def export_policy(
         split=split,
         metrics=metrics,
     )
+
+
+def _settings(config: TrainingConfig | None) -> TrainingConfig:
+    if config is not None and not isinstance(config, TrainingConfig):
+        raise ConfigError(
+            f"config = {config!r}: give settings, as jaxtrader.load_config reads from a file"
+        )
+    return config or TrainingConfig()
+
+
+def _several(name: str, values: Any) -> Any:
+    if isinstance(values, str | int):
+        raise ConfigError(f"{name} = {values!r}: give a list, [{values!r}]")
+    return values
 
 
 def _best_params(run: TrainingRun) -> Any:

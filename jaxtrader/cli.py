@@ -28,7 +28,8 @@ def upload_runs(
 
     The store is the one that MLFLOW_TRACKING_URI names, such as http://localhost:5000, or else
     OUTPUT_DIR/mlflow.db, which `mlflow ui --backend-store-uri sqlite:///OUTPUT_DIR/mlflow.db`
-    shows. MLFLOW_EXPERIMENT_NAME names the experiment. Needs pip install 'jaxtrader[tracking]'.
+    shows. MLFLOW_EXPERIMENT_NAME names the experiment. Needs mlflow: pip install -e '.[tracking]'
+    in the checkout.
 
     Uploading twice changes nothing, and an upload that was interrupted goes on where it stopped.
 

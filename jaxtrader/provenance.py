@@ -21,7 +21,10 @@ def git_commit() -> str | None:
         return None
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("+dirty" if _git(folder, "status", "--porcelain") else "")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        # What a run writes may lie about; code that git does not know may have been run.
+        new_code = _git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+        return commit + ("+dirty" if changed or new_code else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

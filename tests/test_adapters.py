@@ -800,7 +800,7 @@ def test_a_missing_gymnasium_is_named_with_its_remedy() -> None:
     done = run_python("import sys\nsys.modules['gymnasium'] = None\nimport jaxtrader.adapters\n")
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stderr
-    assert "pip install 'jaxtrader[gymnasium]'" in done.stderr
+    assert "pip install -e '.[gymnasium]'" in done.stderr
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture) -> None:

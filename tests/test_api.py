@@ -99,6 +99,21 @@ def test_a_config_that_does_not_fit_the_market_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: jt.load_market("DIR", "SPY"), r"symbols = 'SPY': give a list, \['SPY'\]"),
+        (lambda: jt.synthetic_market("SYNTH"), r"symbols = 'SYNTH': give a list, \['SYNTH'\]"),
+        (lambda: jt.train(market(), seeds=42), r"seeds = 42: give a list, \[42\]"),
+        (lambda: jt.train(market(), config="a.yaml"), r"config = 'a\.yaml': .*load_config reads"),
+        (lambda: jt.train(market(), reward="log_wealth"), r"give a function; .*reward\.preset"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_the_kind_it_should_be(call, says):
+    with pytest.raises(ConfigError, match=says):
+        call()
+
+
+@pytest.mark.parametrize(
     ("choice", "agents"),
     [({}, 6), ({"seed": 1337}, 2), ({"symbol": "AAA"}, 3), ({"symbol": "SPY", "seed": 5}, 0)],
 )
@@ -235,7 +250,7 @@ except jt.JaxtraderError as error:
 """
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "pip install 'jaxtrader[export]'" in done.stdout
+    assert "pip install -e '.[export]'" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["envs", "agents"])

@@ -301,6 +301,10 @@ def test_a_missing_timeframe_names_those_there(tmp_path):
     store(tmp_path, frame())
     with pytest.raises(DataError, match="Timeframes of SPY there: 1Hour"):
         read_bars(tmp_path, "SPY", "1Day")
+    (tmp_path / "historical" / "SPY" / "1Day").mkdir()
+    (tmp_path / "historical" / "SPY" / "1Day" / "data.csv").touch()
+    with pytest.raises(DataError, match=r"There is data\.csv: bars are read from parquet alone"):
+        read_bars(tmp_path, "SPY", "1Day")
     with pytest.raises(ConfigError, match="'hourly' is not a number followed by"):
         read_bars(tmp_path, "SPY", "hourly")
 

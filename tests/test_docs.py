@@ -119,6 +119,8 @@ def check_requirements(command: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     for requirement in shlex.split(command, comments=True)[2:]:
+        if requirement == "-e":
+            continue
         if match := re.fullmatch(r"(?:\.|jaxtrader)\[(.+)\]", requirement):
             assert set(match[1].split(",")) <= set(extras), requirement
         else:

@@ -414,7 +414,7 @@ except jaxtrader.export.ExportError as error:
 
 
 def test_without_torch_the_error_says_how_to_get_it(tmp_path):
-    assert "pip install 'jaxtrader[export]'" in run(WITHOUT_TORCH, ROOT, cwd=tmp_path)
+    assert "pip install -e '.[export]'" in run(WITHOUT_TORCH, ROOT, cwd=tmp_path)
 
 
 # ------------------------------------------------------------------------------ metadata, manifest

@@ -166,6 +166,21 @@ def test_the_page_is_no_wider_than_the_screen(browser):
     assert inner == (PHONE if browser.run("return innerWidth") == 375 else DESKTOP)[0]
 
 
+def test_a_phone_that_is_turned_has_every_chart_as_wide_as_its_box(phone):
+    """Plotly's own resizing left one or two as they had been."""
+    for chart in CHARTS:
+        phone.show(chart)
+    fits = (
+        "[...document.querySelectorAll('.plot')].every(p => p.clientWidth > arguments[0] &&"
+        " p.clientWidth === p.querySelector('.main-svg').getBoundingClientRect().width)"
+    )
+    for width, height in (PHONE[::-1], PHONE):
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+        phone.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        phone.until(fits, 0.85 * width)
+        assert phone.run("return document.documentElement.scrollWidth") == width
+
+
 def test_wide_tables_scroll_in_their_own_box(phone):
     boxes = phone.run(
         "return [...document.querySelectorAll('table')].map(t => {"

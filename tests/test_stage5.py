@@ -321,8 +321,29 @@ def test_gates_decide_the_status(study, copied, known_parity, monkeypatch, passe
     result = quick(study, copied)
     assert result.status == (0 if passed else 1)
     assert ("pass" if passed else "FAIL") in result.out
+    assert ("the run is complete; its exit status is 1" in one_line(result.out)) != passed
     text = (reports(copied)[-1] / "summary.md").read_text()
     assert ("**passed**" if passed else "**failed**") in text
+
+
+def test_an_agent_that_never_traded_is_not_left_to_be_puzzled_out(
+    study, copied, known_parity, monkeypatch
+):
+    """A short training leaves a policy that mostly holds: its greedy form only holds."""
+    said = "it never traded: after 2,560 steps the likeliest action is HOLD"
+    assert not any(w.startswith(said) for w in study.summary["agents"][0]["warnings"])
+    evaluate_agents = stage5.evaluate_agents
+
+    def idle(*arguments):
+        [[evaluation]] = evaluate_agents(*arguments)
+        episodes = evaluation.episodes.assign(closed_trades=0)
+        changes = {"trades": evaluation.trades.iloc[:0], "episodes": episodes}
+        return [[dataclasses.replace(evaluation, **changes)]]
+
+    monkeypatch.setattr(stage5, "evaluate_agents", idle)
+    result = quick(study, copied)
+    assert read_summary(copied)["agents"][0]["warnings"][0].startswith(said)
+    assert f"warning: {said}" in one_line(result.out)
 
 
 def test_a_policy_that_cannot_be_written_costs_the_status_and_not_the_report(
@@ -698,7 +719,7 @@ def test_a_missing_torch_is_told_before_training(study, tmp_path, monkeypatch):
     options = ("--config", study.config, "--seeds", SEED, "--output-dir", tmp_path / "run")
     result = stage5_main(*options)
     assert result.status == 2
-    assert "pip install 'jaxtrader[export]'" in one_line(result.err)
+    assert "pip install -e '.[export]'" in one_line(result.err)
     assert not (tmp_path / "run").exists()
 
 

@@ -272,11 +272,11 @@ def test_without_mlflow(tmp_path, monkeypatch, capsys):
     held.close()
     name = only_record(layout).name
     assert said(show) == [
-        f"for MLflow: pip install 'jaxtrader[tracking]', then python -m jaxtrader upload-runs "
-        f"{tmp_path} --runs {name}"
+        "for MLflow: pip install -e '.[tracking]' in the checkout, then "
+        f"python -m jaxtrader upload-runs {tmp_path} --runs {name}"
     ]
     assert main(["upload-runs", str(tmp_path)]) == 2
-    assert "pip install 'jaxtrader[tracking]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install -e '.[tracking]'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_and_how_it_ended_stays_first(tmp_path):
@@ -302,7 +302,7 @@ def test_the_command_line_teaches(capsys):
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for phrase in (
-        "MLFLOW_TRACKING_URI", "mlflow ui --backend-store-uri", "pip install 'jaxtrader[tracking]'",
+        "MLFLOW_TRACKING_URI", "mlflow ui --backend-store-uri", "pip install -e '.[tracking]'",
         "--output-dir of the training", "goes on where it stopped", "--runs",
     ):  # fmt: skip
         assert phrase in text

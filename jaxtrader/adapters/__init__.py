@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "gymnasium":
         raise
-    message = f"{__name__} needs gymnasium: pip install 'jaxtrader[gymnasium]'"
+    message = f"{__name__} needs gymnasium: pip install -e '.[gymnasium]' in the checkout"
     raise ModuleNotFoundError(message, name=error.name) from error
 
 # Named, not imported: JAX is loaded when an environment is made.

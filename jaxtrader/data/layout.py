@@ -77,12 +77,17 @@ def bars_path(data_dir: str | Path, symbol: str, timeframe: str) -> Path:
     if _is_there(path.is_file, path):
         return path
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such symbol. {_nearest_symbols(symbol, historical)}")
+        several = " Separate several symbols by spaces." if "," in symbol else ""
+        nearest = _nearest_symbols(symbol, historical)
+        raise DataError(f"{folder}: no such symbol.{several} {nearest}")
     if path.exists():
         raise DataError(f"{path}: is not a file; write the bars as one parquet file of that name")
     timeframes = sorted(p.parent.name for p in folder.glob("*/data.parquet") if p.is_file())
+    others = sorted(p.name for p in path.parent.glob("*") if p.is_file())
+    hint = f". There is {others[0]}: bars are read from parquet alone" if others else ""
     raise DataError(
         f"{path}: no such file. Timeframes of {symbol} there: {', '.join(timeframes) or 'none'}"
+        f"{hint}"
     )
 
 

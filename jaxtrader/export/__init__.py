@@ -41,6 +41,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        message = f"{__name__}.{name} needs torch: pip install 'jaxtrader[export]'"
+        message = f"{__name__}.{name} needs torch: pip install -e '.[export]' in the checkout"
         raise ExportError(message) from error
     return getattr(module, name)

@@ -4,7 +4,6 @@
 const COARSE = matchMedia("(pointer: coarse)").matches; // fingers: one scrolls the page, two zoom
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 const CONFIG = {
-  responsive: true,
   // Plotly's own buttons include one that sends the data to a server.
   displayModeBar: false,
   showTips: false,
@@ -119,7 +118,6 @@ function follow(chart, div, times) {
   div.on("plotly_relayout", (change) => {
     if (Object.keys(change).some((key) => /^xaxis\.(auto)?range/.test(key))) div.adjust();
   });
-  div.on("plotly_autosize", div.adjust);
   reset.addEventListener("click", () => Plotly.relayout(div, { "xaxis.autorange": true }));
   pinch(div);
 }
@@ -162,6 +160,18 @@ function isChosen(trace, chart) {
   });
 }
 
+/** Plotly's own `responsive` leaves charts behind when several are resized at once. */
+const fitter = new ResizeObserver((entries) => {
+  for (const { target: div } of entries) {
+    div.fitted = div.fitted.then(async () => {
+      const width = div.clientWidth; // by now
+      if (!width || width === div._fullLayout.width) return;
+      await Plotly.relayout(div, { width });
+      await div.adjust?.();
+    });
+  }
+});
+
 async function draw(chart) {
   const div = chart.querySelector(".plot");
   const { data, layout } = json(chart.querySelector("script"));
@@ -173,9 +183,12 @@ async function draw(chart) {
   layout.template = template();
   const zooms = chart.querySelector(".reset");
   layout.dragmode = COARSE || !zooms ? false : "zoom";
+  layout.width = div.clientWidth;
   if (times) Object.assign((layout.xaxis ??= {}), ticks(times, 0, times.length - 1, room(div)));
   await Plotly.newPlot(div, data, layout, CONFIG);
   if (zooms) follow(chart, div, times);
+  div.fitted = Promise.resolve();
+  fitter.observe(div);
   chart.dataset.drawn = "yes";
 }
 

@@ -118,6 +118,12 @@ def agent_section(
     rescues = updates[updates["guard_triggered"].astype(bool)] if len(updates) else updates
     name = agent_name(program, symbol, seed)
     warnings = [*alerts(evaluation.metrics), *audit_warnings(evaluation.audit, episodes)]
+    if not len(evaluation.trades) and not evaluation.episodes["closed_trades"].any():
+        warnings.insert(
+            0,
+            f"it never traded: after {run.steps:,} steps the likeliest action is HOLD wherever it "
+            "was evaluated. Train longer, or look for something to learn",
+        )
     policy = export if isinstance(export, ExportedPolicy) else None
     if isinstance(export, ExportError):
         warnings.append(f"no policy was exported: {export}")

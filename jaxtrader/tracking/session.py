@@ -78,8 +78,8 @@ class Session:
         installed = mlflow_is_installed()
         if tracking == "on" and not installed:
             raise ConfigError(
-                "tracking is on and mlflow is not installed: pip install 'jaxtrader[tracking]', or "
-                "leave it off: every run can be uploaded later"
+                "tracking is on and mlflow is not installed: pip install -e '.[tracking]' in the "
+                "checkout, or leave it off: every run can be uploaded later"
             )
         self._layout = layout
         self._study = study
@@ -164,7 +164,7 @@ class Session:
                 self._follower.finish()
         if self._hints:
             command = upload_command(self._layout, self._record.name)
-            hint = f"for MLflow: pip install 'jaxtrader[tracking]', then {command}"
+            hint = f"for MLflow: pip install -e '.[tracking]' in the checkout, then {command}"
             self._console.print(hint, markup=False, highlight=False, soft_wrap=True)
 
     def _take(self, record: RunRecord) -> None:

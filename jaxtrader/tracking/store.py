@@ -49,7 +49,7 @@ def prepare_process() -> None:
       ConfigError: it is not installed.
     """
     if not mlflow_is_installed():
-        raise ConfigError("mlflow is not installed: pip install 'jaxtrader[tracking]'")
+        raise ConfigError("mlflow is not installed: pip install -e '.[tracking]' in the checkout")
     for name, value in PROCESS_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
