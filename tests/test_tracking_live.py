@@ -262,7 +262,7 @@ def test_without_mlflow(tmp_path, monkeypatch, capsys):
     for module in (sessions, stores):
         monkeypatch.setattr(module, "mlflow_is_installed", lambda: False)
     show = console()
-    with pytest.raises(ConfigError, match=r"pip install 'jaxtrader\[tracking\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tracking\]'"):
         record(tmp_path, tracking="on")
     assert list(tmp_path.iterdir()) == []
     held, _, layout = record(tmp_path, tracking="off", show=show)
