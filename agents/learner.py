@@ -24,8 +24,8 @@ from agents.ppo import (
     PPOShape,
     advantages_and_returns,
     learning_rate_at,
+    new_optimizer_state,
     optimize,
-    optimizer,
     steps_first,
     to_blocks,
 )
@@ -79,7 +79,7 @@ class UpdateMetrics:
     explained_variance: jax.Array  # f32[] of the returns by the values
     guard: GuardState
     halt: jax.Array  # i32[]
-    finished: FinishedEpisodes  # [K, N']; the first N' environments' episodes
+    finished: FinishedEpisodes  # [K, M]; of the first M environments
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,14 @@ class Learner:
             key=key_state,
             update=jnp.int32(0),
             params=params,
-            opt_state=optimizer(hyper.ppo, hyper.ppo.learning_rate).init(params),
+            opt_state=new_optimizer_state(self.networks, params, hyper.ppo),
             walkers=start_walkers(
-                key_walkers, self.env, env_params, self.shape.num_envs, self.shape.block_length
+                key_walkers,
+                self.env,
+                env_params,
+                self.shape.num_envs,
+                self.shape.block_length,
+                self.telemetry_envs,
             ),
             return_scale=new_return_scale(self.shape.num_envs),
             guard=new_guard(),
@@ -109,10 +114,24 @@ class Learner:
             halted_at=jnp.int32(0),
         )
 
+    def embeddings(self, params: Params, env_params: TradingParams) -> jax.Array | None:
+        """A frozen encoder's table, [symbols, bars - R + 1, D]; None where the encoder learns."""
+        if not self.networks.config.frozen_encoder:
+            return None
+        return self.networks.encode_market(params, env_params.market)
+
     def update(
-        self, state: TrainState, env_params: TradingParams, hyper: Hyperparameters
+        self,
+        state: TrainState,
+        env_params: TradingParams,
+        hyper: Hyperparameters,
+        table: jax.Array | None = None,
     ) -> tuple[TrainState, UpdateMetrics]:
-        """Collect, estimate, optimise, guard. A halted agent stays bit for bit as it is."""
+        """Collect, estimate, optimise, guard. A halted agent stays bit for bit as it is.
+
+        Args:
+          table: the frozen encoder's embeddings, made once for all updates.
+        """
         key_collect, key_optimize = jax.random.split(jax.random.fold_in(state.key, state.update))
         walkers, rollout = collect(
             key_collect,
@@ -123,6 +142,7 @@ class Learner:
             state.walkers,
             self.shape.num_blocks,
             self.shape.block_length,
+            table,
         )
         rewards, return_scale = self._normalized(rollout, state.return_scale, hyper)
         advantages, returns = advantages_and_returns(rollout, rewards, hyper.ppo)
@@ -138,11 +158,12 @@ class Learner:
             state.params,
             state.opt_state,
             env_params.market,
-            to_blocks(rollout, advantages, returns),
+            to_blocks(rollout, advantages, returns, self.shape.env_shards),
             self.shape,
             hyper.ppo,
             learning_rate,
             entropy_coef,
+            table,
         )
 
         action_entropy = histogram_entropy(action_histogram(rollout.executed))
@@ -171,7 +192,7 @@ class Learner:
             # An update that is thrown away has rescued nobody.
             guard=replace(state.guard, triggered=state.guard.triggered & finite),
             halt=state.halt,
-            finished=jax.tree.map(lambda x: x[:, : self.telemetry_envs], rollout.finished),
+            finished=rollout.finished,
         )
         return state, metrics
 
@@ -206,4 +227,5 @@ class Learner:
 
 def action_histogram(actions: jax.Array) -> jax.Array:
     """Counts of i32[...] actions, i32[7]."""
-    return jnp.sum(actions.reshape(-1, 1) == jnp.arange(NUM_ACTIONS), axis=0)
+    is_action = actions[..., None] == jnp.arange(NUM_ACTIONS)
+    return jnp.sum(is_action, axis=tuple(range(actions.ndim)))

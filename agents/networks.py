@@ -1,13 +1,15 @@
 """The networks: a causal market encoder, an account MLP, and masked actor and critic heads."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from agents.layers import Affine, Causal
 from envs.actions import NUM_ACTIONS, Action
 from envs.market import Market
 from envs.trading import NUM_ACCOUNT_FEATURES
@@ -15,6 +17,7 @@ from envs.trading import NUM_ACCOUNT_FEATURES
 Params = dict[str, Any]
 
 NORM_EPSILON = 1e-6
+LAYER = "encoder_layer"  # name under which gradient checkpointing keeps a layer's output
 
 ILLEGAL_LOGIT = -1e9  # finite, so that neither entropies nor gradients meet inf - inf
 
@@ -32,21 +35,16 @@ class NetworkConfig:
     # its own next purchase spoils the sale it tries, and it ends up holding scraps.
     hold_bias: float = 3.0
     logit_cap: float = 10.0  # bound of every logit
+    frozen_encoder: bool = False  # the encoder stays as it is; training then costs the heads alone
+    # Of the arithmetic in training. Parameters, evaluation and export are float32 in any case.
+    precision: Literal["float32", "bfloat16"] = "float32"
+    # Recompute activations in the backward pass: less memory for about a third more arithmetic.
+    gradient_checkpointing: bool = False
 
     @property
     def receptive_field(self) -> int:
         """Bars that an embedding depends on: its own and those before it."""
         return 1 + sum(self.dilations)
-
-
-def _dense(
-    size: int,
-    name: str,
-    gain: float = 2.0**0.5,
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros,
-) -> nn.Dense:
-    kernel_init = nn.initializers.orthogonal(gain)
-    return nn.Dense(size, name=name, kernel_init=kernel_init, bias_init=bias_init)
 
 
 def root_mean_square_normalized(x: jax.Array) -> jax.Array:
@@ -59,29 +57,35 @@ class MarketEncoder(nn.Module):
 
     The embedding has a root mean square of 1, so that the account half beside it is not drowned.
 
-    Written as shifted slices and one matrix product a layer: XLA's convolution inside a scan is
-    an order of magnitude slower on CPU. Having no padding makes the sequence form and the window
-    form one function: a sequence of L bars yields the embeddings of its last L - R + 1 bars, a
-    window of R bars that of its last bar.
+    A layer is one matrix product: XLA's convolution inside a scan is an order of magnitude slower
+    on CPU. Having no padding makes the sequence form and the window form one function: a sequence
+    of L bars yields the embeddings of its last L - R + 1 bars, a window of R bars that of its last
+    bar.
     """
 
     config: NetworkConfig
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """f32[..., L, F] with L >= R to f32[..., L - R + 1, channels]."""
-        if features.shape[-2] < self.config.receptive_field:
+        """f32[..., L, F] with L >= R to [..., L - R + 1, channels] of the config's precision."""
+        config = self.config
+        if features.shape[-2] < config.receptive_field:
             raise ValueError(
                 f"a sequence of {features.shape[-2]} bars is shorter than the receptive field "
-                f"of {self.config.receptive_field}"
+                f"of {config.receptive_field}"
             )
         x = features
-        for layer, dilation in enumerate(self.config.dilations):
-            past, present = x[..., :-dilation, :], x[..., dilation:, :]
-            pair = jnp.concatenate([past, present], axis=-1)
-            y = nn.relu(_dense(self.config.channels, f"layer_{layer}")(pair))
-            x = y if layer == 0 else y + present
-        return root_mean_square_normalized(x)
+        for layer, dilation in enumerate(config.dilations):
+            y = Causal(
+                config.channels,
+                nn.initializers.orthogonal(2.0**0.5),
+                dtype=config.precision,
+                dilation=dilation,
+                name=f"layer_{layer}",
+            )(x)
+            x = checkpoint_name(y if layer == 0 else y + x[..., dilation:, :], LAYER)
+        # Squares of bfloat16 would lose what the mean is made of.
+        return root_mean_square_normalized(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class PolicyHeads(nn.Module):
@@ -91,18 +95,25 @@ class PolicyHeads(nn.Module):
 
     @nn.compact
     def __call__(self, embedding: jax.Array, account: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(f32[..., D], f32[..., A]) to logits f32[..., 7], not yet masked, and value f32[...]."""
+        """([..., D], f32[..., A]) to logits f32[..., 7], not yet masked, and value f32[...]."""
         config = self.config
-        own = nn.relu(_dense(config.account_hidden, "account")(account))
-        joint = jnp.concatenate([embedding, own], axis=-1)
-        actor = nn.relu(_dense(config.hidden, "actor_hidden")(joint))
-        critic = nn.relu(_dense(config.hidden, "critic_hidden")(joint))
+
+        def hidden(size: int, name: str, x: jax.Array) -> jax.Array:
+            init = nn.initializers.orthogonal(2.0**0.5)
+            return nn.relu(Affine(size, init, dtype=config.precision, name=name)(x))
+
+        own = hidden(config.account_hidden, "account", account)
+        joint = jnp.concatenate([embedding.astype(own.dtype), own], axis=-1)
+        actor = hidden(config.hidden, "actor_hidden", joint)
+        critic = hidden(config.hidden, "critic_hidden", joint)
+        # What the loss compares is float32: a logit of bfloat16 has three digits.
         prior = jnp.zeros(NUM_ACTIONS).at[Action.HOLD].set(config.hold_bias)
-        logits = _dense(NUM_ACTIONS, "actor", config.actor_gain, lambda *_: prior)(actor)
+        actor_init = nn.initializers.orthogonal(config.actor_gain)
+        logits = Affine(NUM_ACTIONS, actor_init, lambda *_: prior, name="actor")(actor)
         # A soft bound, as odds beyond e^20 mean nothing, while the rounding of unbounded logits
         # would set a float32 policy apart from its exported copy.
         logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)
-        value = _dense(1, "critic", 1.0)(critic)
+        value = Affine(1, nn.initializers.orthogonal(1.0), name="critic")(critic)
         return logits, value[..., 0]
 
 
@@ -116,6 +127,17 @@ class ActorCritic:
     def receptive_field(self) -> int:
         return self.config.receptive_field
 
+    @property
+    def full_precision(self) -> "ActorCritic":
+        """The networks that evaluation and export use, of the same parameters."""
+        return ActorCritic(replace(self.config, precision="float32"))
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """(what training changes, what it leaves alone)."""
+        frozen = {"encoder"} if self.config.frozen_encoder else set()
+        trained = {name: part for name, part in params.items() if name not in frozen}
+        return trained, {name: params[name] for name in frozen}
+
     def init(self, key: jax.Array, num_features: int) -> Params:
         """Parameters `{"encoder": ..., "heads": ...}`."""
         key_encoder, key_heads = jax.random.split(key)
@@ -128,37 +150,54 @@ class ActorCritic:
         }
 
     def encode(self, params: Params, features: jax.Array) -> jax.Array:
-        """f32[..., L, F] to embeddings of the last L - R + 1 bars, f32[..., L - R + 1, D]."""
-        encoder = MarketEncoder(self.config)
-        return cast(jax.Array, encoder.apply({"params": params["encoder"]}, features))
+        """f32[..., L, F] to embeddings of the last L - R + 1 bars, [..., L - R + 1, D]."""
+
+        def apply(params: Params, features: jax.Array) -> jax.Array:
+            return cast(jax.Array, MarketEncoder(self.config).apply({"params": params}, features))
+
+        if self.config.gradient_checkpointing:
+            policy = jax.checkpoint_policies.save_only_these_names(LAYER)
+            apply = jax.checkpoint(apply, policy=policy)
+        return apply(params["encoder"], features)
 
     def heads(
         self, params: Params, embedding: jax.Array, account: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Masked logits f32[..., 7] and value f32[...]; `mask` is bool[..., 7]."""
-        heads = PolicyHeads(self.config)
-        outputs = heads.apply({"params": params["heads"]}, embedding, account)
-        logits, value = cast(tuple[jax.Array, jax.Array], outputs)
+
+        def apply(params: Params, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            outputs = PolicyHeads(self.config).apply({"params": params}, *inputs)
+            return cast(tuple[jax.Array, jax.Array], outputs)
+
+        if self.config.gradient_checkpointing:
+            apply = jax.checkpoint(apply)
+        logits, value = apply(params["heads"], embedding, account)
         return mask_logits(logits, mask), value
 
     def encode_market(self, params: Params, market: Market) -> jax.Array:
-        """The embedding of every bar that has a full window: f32[S, T - R + 1, D].
+        """The embedding of every bar that has a full window: [S, T - R + 1, D].
 
         Bar t stands in row t - (R - 1).
         """
         return self.encode(params, market.features)
 
     def block_encoder(
-        self, params: Params, market: Market, num_blocks: int, length: int
+        self,
+        params: Params,
+        market: Market,
+        num_blocks: int,
+        length: int,
+        table: jax.Array | None = None,
     ) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """A function from blocks of contiguous bars to the embeddings of each of their bars.
 
-        It takes the blocks' symbols and first bars, i32[...] each, and returns f32[..., length, D].
+        It takes the blocks' symbols and first bars, i32[...] each, and returns [..., length, D].
         Every bar is encoded once: the blocks with R - 1 bars of context each, or here and now the
         whole market, whichever is fewer bars. The choice is made from shapes.
 
         Args:
           num_blocks: that the function will be asked for, in all its calls.
+          table: the market's embeddings, where they have been made already.
         """
         context = self.receptive_field - 1
 
@@ -172,9 +211,10 @@ class ActorCritic:
             )
             return self.encode(params, features)
 
-        if num_blocks * (context + length) < market.num_symbols * market.num_bars:
-            return encoded
-        table = self.encode_market(params, market)
+        if table is None:
+            if num_blocks * (context + length) < market.num_symbols * market.num_bars:
+                return encoded
+            table = self.encode_market(params, market)
         return lambda symbol, first_bar: self.embedding_at(
             table, symbol[..., None], bars_of(first_bar, length)
         )
@@ -206,9 +246,20 @@ def entropy(logits: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
-def sample(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """Draws an action per row of masked `logits`, i32[...]."""
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+def sample(uniform: jax.Array, logits: jax.Array) -> jax.Array:
+    """The action per row of masked `logits` that `uniform` draws, i32[...].
+
+    By inversion of the distribution function, which takes one random number an action: they can be
+    drawn for many steps at once.
+
+    Args:
+      uniform: f32[...] in [0, 1), as `jax.random.uniform` draws them.
+    """
+    # Exponentials of masked logits are 0, so that no draw falls on an illegal action.
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    reached = jnp.cumsum(weights, axis=-1)
+    threshold = uniform[..., None] * reached[..., -1:]
+    return jnp.sum(reached <= threshold, axis=-1).astype(jnp.int32)
 
 
 def greedy(logits: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from agents.networks import ActorCritic, Params, entropy, greedy
-from envs.episode import EpisodeStatistics
+from envs.episode import EpisodeStatistics, no_statistics, step_record, tally
 from envs.trading import TradingEnv, TradingParams
 
 
@@ -66,12 +66,13 @@ def play(
 
     def step(carry, _):
         state, alive, entropy_sum, terminated = carry
-        account = jax.vmap(env.account_features, (0, None))(state, env_params)
-        mask = jax.vmap(env.action_mask, (0, None))(state, env_params)
+        quote = env.quote(state.symbol, state.bar, env_params)
+        account = jax.vmap(env.account_features, (0, None, 0))(state, env_params, quote.close)
+        mask = jax.vmap(env.action_mask, (0, None, 0))(state, env_params, quote.close)
         embedding = networks.embedding_at(table, state.symbol, state.bar)
         logits, value = networks.heads(params, embedding, account, mask)
         action, nats = greedy(logits), entropy(logits)
-        after, outcome = jax.vmap(env.transition, (0, 0, None))(state, action, env_params)
+        after, outcome = jax.vmap(env.advance, (0, 0, 0, None))(state, action, quote, env_params)
         row = Steps(
             valid=alive,
             bar=state.bar,
@@ -99,7 +100,7 @@ def play(
         entropy_sum = entropy_sum + jnp.where(alive, nats, 0.0)
         terminated = terminated | (alive & outcome.terminated)
         alive = alive & ~(outcome.terminated | outcome.truncated)
-        return (state, alive, entropy_sum, terminated), row
+        return (state, alive, entropy_sum, terminated), (row, step_record(action, after, outcome))
 
     episodes = starts.shape[0]
     carry = (
@@ -108,10 +109,12 @@ def play(
         jnp.zeros(episodes, jnp.float32),
         jnp.zeros(episodes, bool),
     )
-    (state, _, entropy_sum, terminated), steps = jax.lax.scan(step, carry, length=num_steps)
+    carry, (steps, records) = jax.lax.scan(step, carry, length=num_steps)
+    *_, entropy_sum, terminated = carry
+    statistics = jax.vmap(tally, (None, 1, 1))(no_statistics(env), records, steps.valid)
     return Playback(
         steps=steps,
-        statistics=state.statistics,
+        statistics=statistics,
         entropy_sum=entropy_sum,
         terminated=terminated,
     )

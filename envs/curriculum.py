@@ -14,13 +14,13 @@ class StartDistribution:
     last_bar: jax.Array  # i32[S] last bar that may be marked
 
     def sample(
-        self, key: jax.Array, episode_length: jax.Array
+        self, key: jax.Array, episode_length: jax.Array, shape: tuple[int, ...] = ()
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws (symbol, bar, stop_bar), i32[] each."""
+        """Draws (symbol, bar, stop_bar), i32[*shape] each."""
         key_symbol, key_bar = jax.random.split(key)
-        symbol = jax.random.randint(key_symbol, (), 0, self.first_bar.shape[0])
+        symbol = jax.random.randint(key_symbol, shape, 0, self.first_bar.shape[0])
         last_start = self.last_bar[symbol] - episode_length
-        bar = jax.random.randint(key_bar, (), self.first_bar[symbol], last_start + 1)
+        bar = jax.random.randint(key_bar, shape, self.first_bar[symbol], last_start + 1)
         return symbol, bar, bar + episode_length
 
 

@@ -35,11 +35,12 @@ class Market:
 
 @struct.dataclass
 class Quote:
-    """What one step needs to know of the market around the decision at the close of bar t."""
+    """What a step needs to know of the market around the decision at the close of bar t."""
 
     close: jax.Array  # f32[] close of bar t, at which the decision is made
     next_close: jax.Array  # f32[] close of bar t + 1, at which equity is marked
     new_session: jax.Array  # bool[] whether bar t + 1 opens a session
+    last: jax.Array  # bool[] whether bar t + 1 is the symbol's last, or lies beyond it
     fill_price: jax.Array  # f32[] raw price at which orders fill
     fill_tradable: jax.Array  # bool[] whether orders fill at all
     fills_next: bool = struct.field(pytree_node=False)  # in bar t + 1, or already in bar t
@@ -62,11 +63,16 @@ def close_price(market: Market, symbol: jax.Array, bar: jax.Array) -> jax.Array:
     return _at(market.close, symbol, bar)
 
 
-def quote(market: Market, symbol: jax.Array, bar: jax.Array, fill: str = "next_open") -> Quote:
-    """Prices around the decision at the close of `bar` (i32[]) for `symbol` (i32[]).
+def quote(
+    market: Market, symbol: jax.Array, bar: jax.Array, last_bar: jax.Array, fill: str = "next_open"
+) -> Quote:
+    """Prices around the decisions at the closes of `bar` for `symbol`.
 
-    `fill` is static: "next_open" fills at the open of the next bar; "same_close" at the very close
-    that the decision has seen, which is optimistic and there to compare with engines that do so.
+    Args:
+      symbol, bar: i32[...], of shapes that broadcast; so are the quote's.
+      last_bar: i32[S] last bar that may be marked, by symbol.
+      fill: static. "next_open" fills at the open of the next bar; "same_close" at the very close
+        that the decision has seen, which is optimistic and there to compare with engines that do.
     """
     fills_next = fill == "next_open"
     close = close_price(market, symbol, bar)
@@ -74,6 +80,7 @@ def quote(market: Market, symbol: jax.Array, bar: jax.Array, fill: str = "next_o
         close=close,
         next_close=close_price(market, symbol, bar + 1),
         new_session=_at(market.session, symbol, bar) != _at(market.session, symbol, bar + 1),
+        last=bar + 1 >= last_bar[symbol],
         fill_price=_at(market.open, symbol, bar + 1) if fills_next else close,
         fill_tradable=_at(market.tradable, symbol, bar + fills_next),
         fills_next=fills_next,

@@ -139,7 +139,8 @@ def perfect_foresight(
             f"bars {first_bar} to {last_bar} do not lie in order inside 0 to {market.num_bars - 1}"
         )
     bars = jnp.arange(first_bar, last_bar)
-    quotes = jax.vmap(quote, (None, None, 0, None))(market, jnp.int32(symbol), bars, fill)
+    last_bars = jnp.full(market.num_symbols, last_bar)
+    quotes = quote(market, jnp.int32(symbol), bars, last_bars, fill)
     one = jnp.ones((last_bar - first_bar, 1, 1), jnp.float32)
     return Outlook(
         probability=one,
@@ -206,7 +207,9 @@ def act(
     step = plan.horizon - (state.stop_bar - state.bar)
     if plan.outlook.num_bars == 1:
         step = jnp.maximum(step, 0)
-    calendar = quote(params.market, state.symbol, state.bar, params.execution.fill)
+    calendar = quote(
+        params.market, state.symbol, state.bar, params.starts.last_bar, params.execution.fill
+    )
     situation = _Situation(
         position=state.position,
         account=state.account,
@@ -453,6 +456,7 @@ def _action_values(
                 close=close,
                 next_close=close * gap * move,
                 new_session=situation.new_session,
+                last=last,
                 fill_price=close * gap,
                 fill_tradable=law.tradable,
                 fills_next=execution.fill == "next_open",

@@ -23,7 +23,6 @@ from envs.actions import (
 )
 from envs.curriculum import StartDistribution
 from envs.environment import Environment, EnvParams, EnvState
-from envs.episode import EpisodeStatistics, no_statistics, record
 from envs.execution import ExecutionParams, Fill, execute
 from envs.market import Market, Quote, close_price, quote, window
 from envs.position import Account, Position, flat_position, new_account
@@ -68,7 +67,6 @@ class TradingState(EnvState):
     account: Account
     conduct: Conduct
     moments: ReturnMoments
-    statistics: EpisodeStatistics
 
 
 @struct.dataclass
@@ -153,6 +151,11 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         return self._default_params
 
     @property
+    def components(self) -> type[RewardComponents]:
+        """Type of the components of its reward."""
+        return RewardComponents if self.reward is None else CustomComponents
+
+    @property
     def num_actions(self) -> int:
         return NUM_ACTIONS
 
@@ -167,7 +170,6 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             account=new_account(),
             conduct=new_conduct(),
             moments=no_returns(),
-            statistics=no_statistics(RewardComponents if self.reward is None else CustomComponents),
         )
 
     def reset_env(self, key: jax.Array, params: TradingParams) -> tuple[jax.Array, TradingState]:
@@ -177,14 +179,28 @@ class TradingEnv(Environment[TradingState, TradingParams]):
     def transition(
         self, state: TradingState, action: jax.Array, params: TradingParams
     ) -> tuple[TradingState, Transition]:
-        """One step without observation or auto-reset: the only step function there is.
+        """One step without observation or auto-reset.
 
         Args:
           action: i32[] policy action.
         """
-        market_quote = quote(params.market, state.symbol, state.bar, params.execution.fill)
+        return self.advance(state, action, self.quote(state.symbol, state.bar, params), params)
+
+    def quote(self, symbol: jax.Array, bar: jax.Array, params: TradingParams) -> Quote:
+        """What the market shows around the decisions at the closes of `bar` for `symbol`.
+
+        Bars do not depend on actions: whoever steps through a stretch of them looks them all up at
+        once. Arguments are i32[...] of shapes that broadcast.
+        """
+        fill = params.execution.fill
+        return quote(params.market, symbol, bar, params.starts.last_bar, fill)
+
+    def advance(
+        self, state: TradingState, action: jax.Array, market_quote: Quote, params: TradingParams
+    ) -> tuple[TradingState, Transition]:
+        """`transition` with the quote at hand: the only step function there is."""
         action = jnp.asarray(action, jnp.int32)
-        legal = self.action_mask(state, params)
+        legal = self.action_mask(state, params, market_quote.close)
         order, reason = sanitize(
             action,
             legal,
@@ -192,7 +208,7 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             state.account,
             state.conduct,
             market_quote,
-            self._end_reason(state, params),
+            self._end_reason(state, market_quote),
             params.execution.lot,
             params.limits,
             params.directives,
@@ -229,19 +245,6 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             components = with_custom(components, self.reward, step)
         clip = params.reward.reward_clip
         reward = jnp.clip(components.total(params.reward.weights), -clip, clip)
-        statistics = record(
-            state.statistics,
-            action=action,
-            executed=executed,
-            reason=reason,
-            streak=conduct.streak,
-            fill=fill,
-            is_long=position.is_long,
-            equity=account.equity,
-            drawdown=account.drawdown,
-            reward=reward,
-            components=components,
-        )
         state = replace(
             state,
             time=state.time + 1,
@@ -250,7 +253,6 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             account=account,
             conduct=conduct,
             moments=moments,
-            statistics=statistics,
         )
         return state, Transition(
             reward=reward,
@@ -271,7 +273,6 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             "executed_action": outcome.executed,
             "reason": outcome.reason,
             "fill": outcome.fill,
-            "statistics": state.statistics,
         }
         observation = self.observe(None, state, action, params)
         return observation, state, outcome.reward, outcome.terminated, info
@@ -303,13 +304,18 @@ class TradingEnv(Environment[TradingState, TradingParams]):
         features = window(params.market, state.symbol, state.bar, self.window)
         return jnp.concatenate([features.reshape(-1), self.account_features(state, params)])
 
-    def account_features(self, state: TradingState, params: TradingParams) -> jax.Array:
+    def account_features(
+        self, state: TradingState, params: TradingParams, close: jax.Array | None = None
+    ) -> jax.Array:
         """The account half of the observation, f32[12] in the order of `ACCOUNT_FEATURES`.
 
         Each is divided by the limit or scale that makes its usual range about [-1, 1].
+
+        Args:
+          close: f32[] price at `state.bar`, where it has been looked up already.
         """
         position, account, limits = state.position, state.account, params.limits
-        close = close_price(params.market, state.symbol, state.bar)
+        close = self._close(state, params) if close is None else close
         value = position.value(close)
         cash_share = account.cash / account.equity
         return jnp.stack(
@@ -329,9 +335,11 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             ]
         ).astype(jnp.float32)
 
-    def action_mask(self, state: TradingState, params: TradingParams) -> jax.Array:
-        """Legal actions in `state`, bool[7]."""
-        close = close_price(params.market, state.symbol, state.bar)
+    def action_mask(
+        self, state: TradingState, params: TradingParams, close: jax.Array | None = None
+    ) -> jax.Array:
+        """Legal actions in `state`, bool[7]; `close` as in `account_features`."""
+        close = self._close(state, params) if close is None else close
         return legal_actions(state.position, state.account, close, params.limits, params.directives)
 
     def is_terminated(self, state: TradingState, params: TradingParams) -> jax.Array:
@@ -366,9 +374,13 @@ class TradingEnv(Environment[TradingState, TradingParams]):
             }
         )
 
-    def _end_reason(self, state: TradingState, params: TradingParams) -> jax.Array:
-        at_data_end = state.stop_bar >= params.starts.last_bar[state.symbol]
-        reason = jnp.where(at_data_end, Reason.END_OF_DATA, Reason.EPISODE_END)
+    @staticmethod
+    def _close(state: TradingState, params: TradingParams) -> jax.Array:
+        return close_price(params.market, state.symbol, state.bar)
+
+    @staticmethod
+    def _end_reason(state: TradingState, market_quote: Quote) -> jax.Array:
+        reason = jnp.where(market_quote.last, Reason.END_OF_DATA, Reason.EPISODE_END)
         return jnp.where(state.bar + 1 >= state.stop_bar, reason, Reason.NONE).astype(jnp.int32)
 
     @staticmethod

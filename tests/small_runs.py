@@ -186,4 +186,4 @@ def with_settings(program: Program, section: str, **changes) -> Program:
     """`program` under settings that differ in one section."""
     settings = dataclasses.replace(getattr(program.config, section), **changes)
     config = dataclasses.replace(program.config, **{section: settings})
-    return build_program(config, program.dataset, program.vectorize)
+    return build_program(config, program.dataset, program.placement.vectorize)

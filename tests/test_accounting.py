@@ -342,7 +342,7 @@ def check_statistics(
         if not simulator.done or min(record.margin for record in simulator.records) < TIE:
             continue
         last = len(simulator.records) - 1
-        counted = jax.tree.map(lambda leaf: leaf[number, last], played.state.statistics)  # noqa: B023
+        counted = jax.tree.map(lambda leaf: leaf[number], played.statistics)  # noqa: B023
         expected = simulator.telemetry()
         profits = np.asarray([trade.net_profit for trade in simulator.ledger])
         assert counted.steps == len(simulator.records)

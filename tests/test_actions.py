@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from reference_simulator import COSTS, Action, Reason, ReferenceParameters
 from trading_episodes import Episode, Played, play, script
 
@@ -24,6 +27,7 @@ from envs.actions import (
     FORCED_REASONS,
     NUM_ACTIONS,
     NUM_REASONS,
+    first_reason,
     neutral_directives,
     order_budget,
     trading_limits,
@@ -600,6 +604,30 @@ def test_masks_do_not_know_the_account_rules() -> None:
     """Vetoes, limits and untradable bars are the sanitizer's: the mask stays as it is."""
     scenario = scripted([100] * 4, [SMALL, SMALL], allow_new_risk=False, daily_trade_limit=0)
     assert masks(scenario) == [FLAT_MASK, FLAT_MASK]
+
+
+# ------------------------------------------------------------------------------------- precedence
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_first_condition_that_holds_gives_the_reason(data: st.DataObject) -> None:
+    """A reason is a constant, or one for each of eight environments."""
+    conditions = data.draw(arrays(bool, st.tuples(st.integers(1, 9), st.just(8))))
+    reasons = data.draw(arrays(np.int32, conditions.shape, elements=st.integers(0, 15)))
+    constant = data.draw(st.lists(st.booleans(), min_size=len(reasons), max_size=len(reasons)))
+    reasons[constant] = reasons[constant, :1]
+    first = first_reason(
+        [
+            (jnp.asarray(holds), Reason(int(row[0])) if same else jnp.asarray(row))
+            for holds, row, same in zip(conditions, reasons, constant, strict=True)
+        ]
+    )
+    expected = np.where(
+        conditions.any(axis=0), reasons[conditions.argmax(axis=0), np.arange(8)], NONE
+    )
+    assert first.dtype == jnp.int32
+    np.testing.assert_array_equal(first, expected)
 
 
 # ---------------------------------------------------------------------------------------- budgets

@@ -319,7 +319,7 @@ def test_the_ppo_loss_is_the_same_by_blocks_by_table_and_by_windows(monkeypatch,
     by_block, by_table = loss(blocks), loss(jax.tree.map(many, blocks))
     used = []
 
-    def block_encoder(self, params, market, num_blocks, length):
+    def block_encoder(self, params, market, num_blocks, length, table=None):
         used.append(True)
         return lambda symbol, first_bar: by_windows(self, params, market, symbol, first_bar, length)
 

@@ -439,6 +439,9 @@ def test_metadata_and_manifest_round_trip(exported):
             "actor_gain": 0.1,
             "hold_bias": 3.0,
             "logit_cap": 10.0,
+            "frozen_encoder": False,
+            "precision": "float32",
+            "gradient_checkpointing": False,
         },
     }
     restored = Scaler.from_dict(policy.metadata["scaler"])

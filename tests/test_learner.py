@@ -71,7 +71,7 @@ def test_an_update_does_not_draw_what_the_one_before_drew():
     first = updates(start(), 1)[0][0]
     again = start().replace(key=first.key, update=first.update)
     second = updates(again, 1)[0][0]  # the same policy in the same states
-    drawn = [bits(state).walkers.state.statistics.policy_counts for state in (first, second)]
+    drawn = [bits(state).walkers.diary.statistics.policy_counts for state in (first, second)]
     assert not np.array_equal(*drawn)
 
 
@@ -315,16 +315,18 @@ def test_metrics_of_an_update():
     state, metrics = updates(start(), 1)[0]
     finished = metrics.finished
     chex.assert_shape(finished.count, (4, 6))
-    chex.assert_shape(finished.statistics.policy_counts, (4, 6, 7))
+    chex.assert_shape(finished.diary.statistics.policy_counts, (4, 6, 7))
     np.testing.assert_array_equal(  # staggered: episodes of 12, 8 and 4 steps come first
-        np.asarray(finished.statistics.steps)[0][np.asarray(finished.count)[0] > 0], [4, 4]
+        np.asarray(finished.diary.statistics.steps)[0][np.asarray(finished.count)[0] > 0], [4, 4]
     )
     assert 0.0 < float(metrics.action_entropy) <= np.log(7)
     assert 0.0 < float(metrics.policy_entropy) <= np.log(7)
     assert float(metrics.explained_variance) < 1.0
     assert int(state.return_scale.batches) == 1
     fewer = Learner(setup.learner.env, NETWORKS, setup.learner.shape, telemetry_envs=2)
-    shapes = jax.eval_shape(fewer.update, state, setup.env_params, hyperparameters())[1].finished
+    arguments = setup.env_params, hyperparameters()
+    fresh = jax.eval_shape(fewer.init, jax.random.key(0), *arguments)
+    shapes = jax.eval_shape(fewer.update, fresh, *arguments)[1].finished
     chex.assert_tree_shape_prefix(shapes, (4, 2))
 
 
@@ -434,7 +436,7 @@ def test_the_guard_rescues_agents_that_collapse_without_it():
             float(np.mean([m.reward_mean for m in metrics])),
         )
 
-    seeds = (4, 7)
+    seeds = (43, 65, 87)
     unguarded = {seed: late(seed, threshold=-1.0) for seed in seeds}
     collapsed = [seed for seed in seeds if unguarded[seed][0] < 0.22]
     assert collapsed, f"nothing to rescue: {unguarded}"

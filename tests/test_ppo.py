@@ -24,8 +24,8 @@ from agents.ppo import (
     PPOShape,
     advantages_and_returns,
     learning_rate_at,
+    new_optimizer_state,
     optimize,
-    optimizer,
     ppo_loss,
     to_blocks,
 )
@@ -98,7 +98,7 @@ def test_the_masked_entropy_has_a_gradient_for_every_mask(scale):
 def test_no_illegal_action_is_ever_drawn():
     raw = random_logits((128, 7), seed=2) + jnp.where(ALL_MASKS, 0.0, 40.0)
     logits = jnp.broadcast_to(mask_logits(raw, jnp.asarray(ALL_MASKS)), (2000, 128, 7))
-    drawn = np.asarray(sample(jax.random.key(3), logits))
+    drawn = np.asarray(sample(jax.random.uniform(jax.random.key(3), (2000, 128)), logits))
     chex.assert_type(drawn, np.int32)
     legal = np.where(ALL_MASKS.any(axis=1, keepdims=True), ALL_MASKS, np.arange(7) == 0)
     assert legal[np.arange(128), drawn].all()
@@ -107,6 +107,43 @@ def test_no_illegal_action_is_ever_drawn():
         p = probabilities(raw[row], ALL_MASKS[row])
         counts = np.bincount(drawn[:, row], minlength=7)[p > 0]
         assert scipy.stats.chisquare(counts, 2000 * p[p > 0]).pvalue > 1e-4
+
+
+BELOW_ONE = np.nextafter(np.float32(1.0), np.float32(0.0))
+
+
+def test_a_draw_inverts_the_distribution_function():
+    """On a grid of uniforms, against cumulative sums in float64.
+
+    Where a uniform meets a sum to the rounding of float32, either neighbour is right.
+    """
+    raw = random_logits((128, 7), seed=4) + jnp.where(ALL_MASKS, 0.0, 40.0)
+    uniforms = np.append(np.arange(4096, dtype=np.float32) / 4096, BELOW_ONE)
+    logits = mask_logits(raw, jnp.asarray(ALL_MASKS))
+    draw = jax.jit(jax.vmap(jax.vmap(sample, (None, 0)), (0, None)))
+    drawn = np.asarray(draw(uniforms, logits))
+    for row, (mask, before) in enumerate(zip(ALL_MASKS, np.asarray(raw), strict=True)):
+        reached = np.cumsum(probabilities(before, mask))
+        expected = np.searchsorted(reached, uniforms, side="right")
+        distance = np.abs(reached[:-1] - uniforms[:, None]).min(axis=1)
+        clear = (distance > 1e-6) | (uniforms == 0.0)
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(drawn[clear, row], expected[clear])
+
+
+def test_the_first_and_the_last_uniform_draw_legal_actions():
+    """Whatever sums and products round to, also at the widest odds that the heads can give."""
+    rng = np.random.default_rng(5)
+    mask = ALL_MASKS[rng.integers(0, 128, 200_000)]
+    raw = np.where(rng.random((200_000, 1)) < 0.5, 20.0, 1.0) * rng.uniform(-0.5, 0.5, mask.shape)
+    logits = mask_logits(jnp.asarray(np.where(mask, raw, 40.0), jnp.float32), jnp.asarray(mask))
+    allowed = np.where(mask.any(axis=1, keepdims=True), mask, np.arange(7) == 0)
+    for uniform in (0.0, np.float32(2.0**-23), np.float32(1.0 - 2.0**-23), BELOW_ONE):
+        drawn = np.asarray(jax.jit(sample)(jnp.full(200_000, uniform, jnp.float32), logits))
+        assert np.take_along_axis(allowed, drawn[:, None], axis=1).all(), uniform
+        if uniform == 0.0:
+            np.testing.assert_array_equal(drawn, allowed.argmax(axis=1))
+        assert (drawn[~mask.any(axis=1)] == 0).all()
 
 
 def test_the_value_ignores_the_mask(params):
@@ -149,11 +186,14 @@ def test_the_heads_are_two_small_perceptrons(params):
 class GivenOutputs:
     """Networks whose logits and values are the parameters themselves."""
 
-    def block_encoder(self, params, market, num_blocks, length):
+    def block_encoder(self, params, market, num_blocks, length, table=None):
         return lambda symbol, first_bar: None
 
     def heads(self, params, embedding, account, mask):
         return mask_logits(params["logits"], mask), params["value"]
+
+    def split(self, params):
+        return params, {}
 
 
 GIVEN = GivenOutputs()
@@ -368,7 +408,7 @@ def fake(monkeypatch, kl=lambda clock: 0.0, loss=lambda clock, params, blocks: 0
     when block b was in the minibatch applied at time c. `entropy` reports the clock.
     """
 
-    def fake_loss(params, networks, market, blocks, ppo, entropy_coef):
+    def fake_loss(params, networks, market, blocks, ppo, entropy_coef, table):
         clock = jax.lax.stop_gradient(params["clock"])
         write = jnp.sum(params["diary"][blocks.symbol]) * 8.0**clock
         parts = LossParts(*[jnp.float32(0.0)] * 6).replace(approx_kl=kl(clock), entropy=clock)
@@ -387,7 +427,8 @@ def keep_diary(target_kl=float("inf"), seed=0):
 
     @jax.jit
     def run(key, ppo):
-        args = (GIVEN, start, optax.sgd(-1.0).init(start), MARKET, blocks, SHAPE, ppo)
+        state = new_optimizer_state(GIVEN, start, ppo)
+        args = (GIVEN, start, state, MARKET, blocks, SHAPE, ppo)
         return optimize(key, *args, ppo.learning_rate, jnp.float32(0.0))
 
     final, _, parts, finite = run(jax.random.key(seed), ppo_params(target_kl=target_kl))
@@ -481,7 +522,7 @@ def test_the_kl_limit_with_the_real_loss(params):
 
     @jax.jit
     def run(key, ppo, blocks):
-        state = optimizer(ppo, ppo.learning_rate).init(params)
+        state = new_optimizer_state(NETWORKS, params, ppo)
         args = (NETWORKS, params, state, MARKET, blocks, SHAPE, ppo)
         return optimize(key, *args, ppo.learning_rate, jnp.float32(0.01))
 
@@ -513,7 +554,7 @@ def test_one_minibatch_an_epoch_is_adam_on_the_clipped_gradient(params):
 
     @jax.jit
     def run(key):
-        state = optimizer(ppo, ppo.learning_rate).init(params)
+        state = new_optimizer_state(NETWORKS, params, ppo)
         args = (NETWORKS, params, state, MARKET, blocks, shape, ppo)
         return optimize(key, *args, ppo.learning_rate, coefficient)
 

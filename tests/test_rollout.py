@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from learners import NETWORKS
 from markets import params_for, random_walk
 from reference_simulator import COMPONENTS, COSTS, ReferenceParameters, ReferenceSimulator
@@ -41,8 +42,11 @@ def walk():
     # A policy with opinions: the initial one mostly holds whatever it sees.
     weights["heads"]["actor"]["kernel"] *= 20.0
     weights["heads"]["actor"]["bias"] *= 0.0
-    starts = jax.jit(lambda key: start_walkers(key, env, params, ENVS, LENGTH))
-    walkers = starts(jax.random.key(6))
+
+    def start(recorded_envs):
+        return start_walkers(jax.random.key(6), env, params, ENVS, LENGTH, recorded_envs)
+
+    walkers = start(ENVS)
 
     @jax.jit
     def rollout(key, weights, params, walkers):
@@ -53,6 +57,7 @@ def walk():
         env=env,
         params=params,
         weights=weights,
+        start=start,
         walkers=walkers,
         after=after,
         stored=stored,
@@ -93,6 +98,7 @@ def replay(env, params, weights, walkers, after, stored):
                     account=account,
                     mask=mask,
                     value=value,
+                    logits=logits,
                     log_prob=log_prob(logits, action),
                     entropy=entropy(logits),
                     outcome=outcome,
@@ -234,13 +240,18 @@ def test_the_final_value_is_of_the_observation_before_the_reset(walk):
 
 def test_the_last_value_and_the_walkers_are_those_after_the_last_step(walk):
     records = walk.replay()
+    _, following = walk.rollout(jax.random.key(8), walk.weights, walk.params, walk.after)
     for n in range(ENVS):
         state, (account, mask, _, value) = records["end", n]
         np.testing.assert_allclose(walk.stored.last_value[n], value, **CLOSE)
-        np.testing.assert_allclose(walk.after.account[n], account, **CLOSE)
-        np.testing.assert_array_equal(walk.after.mask[n], mask)
         mine = jax.tree.map(lambda leaf, n=n: leaf[n], walk.after.state)
         chex.assert_trees_all_close(mine, state, **CLOSE)
+        # And the next rollout sets out from there.
+        assert int(following.symbol[0, n]) == int(state.symbol)
+        assert int(following.first_bar[0, n]) == int(state.bar)
+        np.testing.assert_allclose(following.account[0, 0, n], account, **CLOSE)
+        np.testing.assert_array_equal(following.mask[0, 0, n], mask)
+        np.testing.assert_allclose(following.value[0, 0, n], value, **CLOSE)
 
 
 # -------------------------------------------------------------------------------- episodes
@@ -273,12 +284,11 @@ def test_finished_episodes_are_those_of_an_independent_simulator(walk):
     )
     for k in range(BLOCKS):
         for n in range(ENVS):
-            s = jax.tree.map(lambda leaf, at=(k, n): np.asarray(leaf[at]), finished.statistics)
+            diary = jax.tree.map(lambda leaf, at=(k, n): np.asarray(leaf[at]), finished.diary)
+            s = diary.statistics
             assert int(finished.count[k, n]) == count[k, n]
             if not count[k, n]:
-                zeros = jax.tree.map(np.zeros_like, s)
-                chex.assert_trees_all_equal(s, zeros)
-                assert float(finished.entropy_sum[k, n]) == 0.0
+                chex.assert_trees_all_equal(diary, jax.tree.map(np.zeros_like, diary))
                 continue
             steps = last[k, n]
             first = walk.replay()[(*steps[0], n)].before
@@ -331,16 +341,65 @@ def test_finished_episodes_are_those_of_an_independent_simulator(walk):
                     getattr(s.magnitudes, name), np.abs(values).sum(), **scale
                 )
             nats = sum(float(walk.stored.entropy[(*at, n)]) for at in steps)
-            np.testing.assert_allclose(finished.entropy_sum[k, n], nats, rtol=1e-5)
+            np.testing.assert_allclose(diary.entropy_sum, nats, rtol=1e-5)
 
 
-def test_an_unfinished_episode_keeps_its_entropies_for_the_next_rollout(walk):
+def test_an_unfinished_episode_keeps_its_diary_for_the_next_rollout(walk):
+    diary = walk.after.diary
     for n in range(ENVS):
         ends = [steps[-1] for env, steps in episodes_of(walk) if env == n]
         order = [(k, c) for k in range(BLOCKS) for c in range(LENGTH)]
         open_steps = order[order.index(ends[-1]) + 1 :]
         nats = sum(float(walk.stored.entropy[(*at, n)]) for at in open_steps)
-        np.testing.assert_allclose(walk.after.entropy_sum[n], nats, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(diary.entropy_sum[n], nats, rtol=1e-5, atol=1e-7)
+        actions = [int(walk.stored.action[(*at, n)]) for at in open_steps]
+        assert int(diary.statistics.steps[n]) == len(actions)
+        counts = np.bincount(np.asarray(actions, int), minlength=7)
+        np.testing.assert_array_equal(diary.statistics.policy_counts[n], counts)
+        reward = sum(float(walk.stored.reward[(*at, n)]) for at in open_steps)
+        np.testing.assert_allclose(diary.statistics.reward[n], reward, **CLOSE)
+
+
+def test_what_is_recorded_changes_nothing_else(walk):
+    """Diaries of fewer environments are the first ones; all the rest is the same, bit for bit.
+
+    Diaries themselves to rounding: XLA computes what they sum together with the sums.
+    """
+    recorded = 4
+    walkers = walk.start(recorded)
+    after, stored = walk.rollout(jax.random.key(7), walk.weights, walk.params, walkers)
+    chex.assert_trees_all_equal(walkers.state, walk.walkers.state)
+    chex.assert_trees_all_equal(after.state, walk.after.state)
+    first = jax.tree.map(lambda leaf: leaf[:recorded], walk.after.diary)
+    chex.assert_trees_all_close(after.diary, first, **CLOSE)
+    finished = jax.tree.map(lambda leaf: leaf[:, :recorded], walk.stored.finished)
+    assert np.asarray(finished.count).sum() >= 10
+    chex.assert_trees_all_close(stored.finished, finished, **CLOSE)
+    chex.assert_trees_all_equal(
+        stored.replace(finished=finished), walk.stored.replace(finished=finished)
+    )
+
+
+def test_no_more_is_recorded_than_there_is(walk):
+    chex.assert_trees_all_equal(walk.start(ENVS + 100), walk.walkers)
+
+
+# ------------------------------------------------------------------------------------ draws
+
+
+def test_actions_are_drawn_by_their_probabilities_and_each_by_itself(walk):
+    """An action tells between which two numbers the uniform lay that drew it."""
+    low, high = np.zeros((2, BLOCKS, LENGTH, ENVS))
+    for k, c, n, record in each(walk):
+        reached = np.cumsum(scipy.special.softmax(np.asarray(record.logits, np.float64)))
+        action = int(walk.stored.action[k, c, n])
+        low[k, c, n], high[k, c, n] = np.append(0.0, reached)[[action, action + 1]]
+    # Their middles have a mean of 1/2 and at most the variance of a uniform, 1/12.
+    middles = (low + high) / 2
+    assert abs(middles.mean() - 0.5) < 4.0 / np.sqrt(12 * middles.size)
+    for axis, name in enumerate(("blocks", "steps", "environments")):
+        shared = low.max(axis) < high.min(axis)  # one uniform would explain them all
+        assert shared.mean() < 0.5, f"one uniform for all {name}"
 
 
 # ---------------------------------------------------------------------------------- starts
@@ -361,11 +420,12 @@ def test_first_episodes_end_at_different_block_boundaries(walk):
 
 
 def test_walkers_start_flat_and_know_what_is_legal(walk):
-    np.testing.assert_array_equal(
-        walk.walkers.account, np.tile(np.eye(NUM_ACCOUNT_FEATURES)[6], (ENVS, 1))
-    )
-    np.testing.assert_array_equal(walk.walkers.mask, np.tile(np.arange(7) < 4, (ENVS, 1)))
-    np.testing.assert_array_equal(walk.walkers.entropy_sum, np.zeros(ENVS))
+    first = walk.stored.account[0, 0]
+    np.testing.assert_array_equal(first, np.tile(np.eye(NUM_ACCOUNT_FEATURES)[6], (ENVS, 1)))
+    np.testing.assert_array_equal(walk.stored.mask[0, 0], np.tile(np.arange(7) < 4, (ENVS, 1)))
+    blank = jax.tree.map(np.zeros_like, walk.walkers.diary)
+    blank = blank.replace(statistics=blank.statistics.replace(final_equity=np.ones(ENVS)))
+    chex.assert_trees_all_equal(walk.walkers.diary, blank)
 
 
 def test_the_key_decides_what_is_drawn(walk):

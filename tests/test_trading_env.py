@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markets import market_of, params_for, random_walk
 
 from envs.actions import NUM_ACTIONS, Action, Reason, trading_limits
 from envs.curriculum import start_distribution
 from envs.execution import execution_params
-from envs.market import close_price, quote, window
+from envs.market import FILL_MODES, close_price, quote, window
 from envs.trading import ACCOUNT_FEATURES, TradingEnv, TradingParams, TradingState
 
 WINDOW, FEATURES, EPISODE = 4, 3, 12
@@ -260,7 +263,10 @@ def test_truncation_starts_somewhere_else() -> None:
         assert reached[WINDOW * FEATURES + ACCOUNT_FEATURES.index("is_long")] == 0.0
         assert reached[WINDOW * FEATURES + ACCOUNT_FEATURES.index("cash_share")] == 1.0
         assert reached[WINDOW * FEATURES + ACCOUNT_FEATURES.index("return_since_start")] != 0.0
-        assert int(info["statistics"].steps) == 3
+        done, _ = env.transition(before, jnp.int32(Action.HOLD), params)
+        assert int(done.time) == 3
+        account = env.account_features(done, params)
+        np.testing.assert_allclose(reached[WINDOW * FEATURES :], account, rtol=1e-6, atol=1e-7)
         observations.add((int(after.symbol), int(after.bar)))
     assert len(observations) > 3
 
@@ -291,10 +297,10 @@ def test_termination_goes_on_from_the_same_bar_with_a_new_account() -> None:
     )
     np.testing.assert_array_equal(observation, env.observe(None, after, None, params))
     # The market half is contiguous, the account half is the dead one's.
-    cash = WINDOW * FEATURES + ACCOUNT_FEATURES.index("return_since_start")
-    assert float(info["final_observation"][cash]) < -5.0
-    assert float(observation[cash]) == 0.0
-    assert float(info["statistics"].final_equity) == pytest.approx(0.55, abs=0.01)
+    total = WINDOW * FEATURES + ACCOUNT_FEATURES.index("return_since_start")
+    lost = float(info["final_observation"][total]) * 0.05  # the stop loss it is told in
+    assert 1.0 + lost == pytest.approx(0.55, abs=0.01)
+    assert float(observation[total]) == 0.0
 
 
 def test_a_state_says_itself_whether_its_episode_is_over() -> None:
@@ -404,7 +410,7 @@ def test_bars_outside_the_data_are_nan_and_not_a_neighbour(symbol: int, bar: int
     assert np.isnan(close_price(market, *where))
     assert np.isnan(window(market, *where, 1)).all()
     for fill in ("next_open", "same_close"):
-        seen = quote(market, *where, fill)
+        seen = quote(market, *where, world()[1].starts.last_bar, fill)
         assert np.isnan(seen.close)
         if fill == "same_close":
             assert np.isnan(seen.fill_price)
@@ -432,7 +438,8 @@ def test_nothing_trades_after_the_last_bar() -> None:
     assert int(info["reason"]) == Reason.UNTRADABLE
     assert np.isnan(after.account.equity)
     assert np.isnan(reward)
-    seen = quote(params.market, jnp.int32(0), jnp.int32(last))
+    seen = env.quote(jnp.int32(0), jnp.int32(last), params)
+    assert seen.last
     assert np.isnan(seen.next_close)
     assert np.isnan(seen.fill_price)
     assert not seen.fill_tradable
@@ -452,6 +459,23 @@ def test_starts_without_room_are_errors() -> None:
     np.testing.assert_array_equal(stop - bar, 6)
 
 
+def test_starts_of_any_shape_are_uniform_within_their_bounds() -> None:
+    starts = start_distribution(np.asarray([3, 5, 9]), np.asarray([20, 11, 40]), 6, 4)
+    key, shape = jax.random.key(1), (30, 100)
+    symbol, bar, stop = jax.device_get(jax.jit(starts.sample, static_argnums=2)(key, 6, shape))
+    assert symbol.shape == bar.shape == stop.shape == shape
+    assert symbol.dtype == bar.dtype == stop.dtype == np.int32
+    for number, bars in enumerate((range(3, 15), range(5, 6), range(9, 35))):
+        drawn = bar[symbol == number]
+        assert set(drawn.tolist()) == set(bars)
+        if len(bars) > 1:
+            assert scipy.stats.chisquare(np.bincount(drawn)[bars]).pvalue > 1e-3
+    assert scipy.stats.chisquare(np.bincount(symbol.ravel())).pvalue > 1e-3
+    np.testing.assert_array_equal(stop - bar, 6)
+    # Each by itself: no row repeats another, and no column.
+    assert np.unique(bar, axis=0).shape == np.unique(bar, axis=1).shape == shape
+
+
 def test_bad_execution_parameters_are_errors() -> None:
     with pytest.raises(ValueError, match="unknown cost preset 'cheap'"):
         execution_params("cheap")
@@ -461,6 +485,109 @@ def test_bad_execution_parameters_are_errors() -> None:
         execution_params(slippage=-0.1)
     with pytest.raises(ValueError, match="commission"):
         execution_params(commission=0.5, cost_multiplier=2.0)
+
+
+# ------------------------------------------------------------------------------- blocks of quotes
+
+
+@pytest.mark.parametrize("fill", FILL_MODES)
+def test_quotes_of_a_block_are_those_of_the_market(fill: str) -> None:
+    """Three environments and six bars at once, also beyond the data, against NumPy's indexing."""
+    tradable = np.random.default_rng(3).random((2, 80)) < 0.7
+    market = replace(world()[1].market, tradable=jnp.asarray(tradable))
+    symbol, last_bar = np.asarray([1, 0, 1]), np.asarray([42, 78])
+    bars = np.asarray([5, 38, 76]) + np.arange(6)[:, None]
+    seen = quote(market, jnp.asarray(symbol), jnp.asarray(bars), jnp.asarray(last_bar), fill)
+
+    def at(values: jax.Array, bars: np.ndarray, missing: Any = np.nan) -> np.ndarray:
+        rows = np.asarray(values)
+        return np.append(rows, np.full((2, 9), missing, rows.dtype), axis=1)[symbol, bars]
+
+    after = bars + 1
+    np.testing.assert_array_equal(seen.close, at(market.close, bars))
+    np.testing.assert_array_equal(seen.next_close, at(market.close, after))
+    np.testing.assert_array_equal(seen.last, after >= last_bar[symbol])
+    fills = after if fill == "next_open" else bars
+    price = market.open if fill == "next_open" else market.close
+    np.testing.assert_array_equal(seen.fill_price, at(price, fills))
+    np.testing.assert_array_equal(seen.fill_tradable, at(market.tradable, fills, False))
+    opens = at(market.session, bars, 0) != at(market.session, after, 0)
+    np.testing.assert_array_equal(seen.new_session[after < 80], opens[after < 80])
+    assert 0 < seen.last.sum() < seen.last.size
+    assert 0 < seen.new_session.sum() < seen.new_session.size
+
+
+@pytest.mark.parametrize("fill", FILL_MODES)
+def test_steps_with_quotes_at_hand_are_the_same_steps_bit_for_bit(fill: str) -> None:
+    """A block's quotes looked up at once, against steps that look up their own.
+
+    Without fusion: what is fused with what decides where a product and a sum are rounded as one.
+    """
+    env, _ = world()
+    compiled = functools.partial(
+        jax.jit, compiler_options={"xla_disable_hlo_passes": "fusion,priority-fusion"}
+    )
+    num_envs, length = 32, 40
+    rng = np.random.default_rng(8)
+    market = random_walk(volatility=0.06, seed=8)
+    market = replace(market, tradable=jnp.asarray(rng.random((2, 80)) < 0.9))
+    limits = {"max_trades_per_session": 3, "add_threshold": 0.0, "max_drawdown": 0.01}
+    params = params_for(market, episode_length=EPISODE, receptive_field=WINDOW, limits=limits)
+    params = replace(params, execution=execution_params(fill=fill))
+    symbol, first = rng.integers(0, 2, num_envs), rng.integers(3, 40, num_envs)
+    first[:16] = 39  # to the last bar
+    first_state = state = jax.vmap(env.initial_state)(symbol, first, first + length)
+    actions = rng.integers(0, NUM_ACTIONS, (length, num_envs), np.int32)
+    actions[rng.random(actions.shape) < 0.4] = Action.HOLD
+
+    @compiled
+    def block(state: TradingState, params: TradingParams) -> Any:
+        quotes = env.quote(state.symbol, state.bar + jnp.arange(length)[:, None], params)
+
+        def step(state: TradingState, inputs: Any) -> Any:
+            action, seen = inputs
+            account = jax.vmap(env.account_features, (0, None, 0))(state, params, seen.close)
+            mask = jax.vmap(env.action_mask, (0, None, 0))(state, params, seen.close)
+            after, outcome = jax.vmap(env.advance, (0, 0, 0, None))(state, action, seen, params)
+            return after, (account, mask, after, outcome)
+
+        return jax.lax.scan(step, state, (actions, quotes))[1]
+
+    @compiled
+    @functools.partial(jax.vmap, in_axes=(0, 0, None))
+    def one(state: TradingState, action: jax.Array, params: TradingParams) -> Any:
+        account, mask = env.account_features(state, params), env.action_mask(state, params)
+        return account, mask, *env.transition(state, action, params)
+
+    rows = []
+    for action in actions:
+        rows.append(one(state, action, params))
+        state = rows[-1][2]
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    chex.assert_trees_all_equal(jax.device_get(block(first_state, params)), expected)
+    outcome = expected[3]
+    assert len(np.unique(outcome.executed)) == NUM_ACTIONS
+    assert len(np.unique(outcome.reason)) >= 9
+    assert {Reason.END_OF_DATA, Reason.EPISODE_END} <= set(outcome.reason.ravel().tolist())
+    assert outcome.terminated.any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    action=st.integers(-(2**31), 2**31 - 1).filter(lambda a: not 0 <= a < NUM_ACTIONS),
+    is_long=st.booleans(),
+)
+def test_a_number_that_is_no_action_is_refused(action: int, is_long: bool) -> None:
+    """No index out of the legality mask wraps or clamps to a legal action."""
+    step, params, state = compiled_step(), world()[1], start()
+    if is_long:
+        state = step(jax.random.key(0), state, jnp.int32(Action.BUY_LARGE), params)[1]
+    _, after, *_, info = step(jax.random.key(1), state, jnp.int32(action), params)
+    _, held, *_ = step(jax.random.key(1), state, jnp.int32(Action.HOLD), params)
+    assert int(info["reason"]) == Reason.ILLEGAL
+    assert int(info["executed_action"]) == Action.HOLD
+    assert bool(after.position.is_long) is is_long
+    chex.assert_trees_all_equal((after.position, after.account), (held.position, held.account))
 
 
 # -------------------------------------------------------------------------------------------- smoke

@@ -184,8 +184,8 @@ def test_abreast_equals_one_after_the_other_to_rounding(straight):
     chex.assert_trees_all_close(own.params, other.params, rtol=0, atol=2e-5)
     chex.assert_trees_all_equal(own.key, other.key)
     chex.assert_trees_all_equal(
-        own.walkers.state.statistics.executed_counts,
-        other.walkers.state.statistics.executed_counts,
+        own.walkers.diary.statistics.executed_counts,
+        other.walkers.diary.statistics.executed_counts,
     )
     one, two = (
         each.updates_table().query("symbol == 'BBB'").sort_values(["seed", "update"])

@@ -19,6 +19,7 @@ from reference_simulator import BUY_FRACTION, ReferenceParameters, ReferenceSimu
 
 from envs.actions import Directives, trading_limits
 from envs.curriculum import StartDistribution
+from envs.episode import EpisodeStatistics, no_statistics, step_record, tally
 from envs.execution import execution_params
 from envs.market import Market
 from envs.reward import WEIGHT_PRESETS, reward_params
@@ -70,6 +71,7 @@ class Played:
     state: TradingState  # [E, N] after the step
     account: jax.Array  # f32[E, N, 12] account half of the observation, after the step
     outcome: Transition  # [E, N]
+    statistics: EpisodeStatistics  # [E] of the steps up to the episode's end
 
 
 def env_rules(rules: ReferenceParameters) -> dict[str, Any]:
@@ -167,11 +169,14 @@ def _play(
             action = jnp.argmax(jnp.where(allowed, scores, -jnp.inf)).astype(jnp.int32)
             state, outcome = env.transition(state, action, params)
             account = env.account_features(state, params)
-            return state, Played(
-                action=action, mask=mask, state=state, account=account, outcome=outcome
-            )
+            return state, (action, mask, state, account, outcome)
 
-        return jax.lax.scan(step, state, scores)[1]
+        _, rows = jax.lax.scan(step, state, scores)
+        action, _, states, _, outcome = rows
+        done = outcome.terminated | outcome.truncated
+        counted = jnp.cumsum(done) - done == 0
+        steps = step_record(action, states, outcome)
+        return Played(*rows, tally(no_statistics(env), steps, counted))
 
     return episode(params, state, scores, masked)
 
