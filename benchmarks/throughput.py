@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.learner import Learner
-from agents.rollout import Walkers, collect
+from agents.rollout import Walkers, collect, new_accounts, new_episodes
 from envs.actions import NUM_ACTIONS
-from envs.trading import TradingParams
+from envs.trading import TradingParams, TradingState
 from jaxtrader import api
 from jaxtrader.config import TrainingConfig, default_config_path, load_config, replace_settings
 from jaxtrader.data import Dataset
@@ -54,27 +54,27 @@ class Arguments:
     """JSON file to write; none: print only."""
 
 
-def walk(learner: Learner, params: TradingParams, walkers: Walkers, key: jax.Array) -> Walkers:
-    """One rollout's steps with uniformly random actions and no networks."""
-    num_envs = walkers.account.shape[0]
+def walk(
+    learner: Learner, params: TradingParams, state: TradingState, key: jax.Array
+) -> TradingState:
+    """One rollout's steps of [N] environments with uniformly random actions and no networks."""
+    env, length = learner.env, learner.shape.block_length
+    advance = jax.vmap(env.advance, (0, 0, 0, None))
 
-    def step(walkers: Walkers, key: jax.Array) -> tuple[Walkers, None]:
-        key_action, key_reset = jax.random.split(key)
-        actions = jax.random.randint(key_action, (num_envs,), 0, NUM_ACTIONS)
-        state, outcome = jax.vmap(learner.env.transition, (0, 0, None))(
-            walkers.state, actions, params
-        )
-        state = jax.vmap(learner.env.auto_reset, (0, 0, 0, 0, None))(
-            jax.random.split(key_reset, num_envs),
-            state,
-            outcome.terminated,
-            outcome.truncated,
-            params,
-        )
-        return Walkers(state, walkers.account, walkers.mask, walkers.entropy_sum), None
+    def step(state: TradingState, inputs) -> tuple[TradingState, jax.Array]:
+        after, outcome = advance(state, *inputs, params)
+        return new_accounts(env, after, outcome.terminated), outcome.truncated
 
-    keys = jax.random.split(key, learner.shape.rollout_steps)
-    return jax.lax.scan(step, walkers, keys)[0]
+    def block(carry: tuple[jax.Array, TradingState], _):
+        key, state = carry
+        key, key_actions, key_starts = jax.random.split(key, 3)
+        bars = state.bar + jnp.arange(length)[:, None]
+        actions = jax.random.randint(key_actions, bars.shape, 0, NUM_ACTIONS)
+        quotes = env.quote(state.symbol, bars, params)
+        state, truncated = jax.lax.scan(step, state, (actions, quotes))
+        return (key, new_episodes(key_starts, env, params, state, truncated[-1])), None
+
+    return jax.lax.scan(block, (key, state), length=learner.shape.num_blocks)[0][1]
 
 
 def seconds_per_call(call: Callable[[Any], Any], carry: Any, repeats: int) -> tuple[float, float]:
@@ -107,7 +107,8 @@ def measure(config: TrainingConfig, market: Dataset, repeats: int) -> dict[str, 
         # The rollout is part of the work: without a use of it XLA would drop most of it.
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(rollout))
         return Walkers(
-            walkers.state, walkers.account, walkers.mask, walkers.entropy_sum + 0.0 * total
+            jax.tree.map(lambda x: x + 0.0 * total if x.dtype == jnp.float32 else x, walkers.state),
+            walkers.diary,
         )
 
     update_call = jax.jit(lambda state, params: learner.update(state, params, hyper)[0])
@@ -115,7 +116,7 @@ def measure(config: TrainingConfig, market: Dataset, repeats: int) -> dict[str, 
     steps = learner.shape.steps_per_update
     figures = {}
     for name, call, carry in (
-        ("environment", lambda w: walk_call(params, w, key), state.walkers),
+        ("environment", lambda s: walk_call(params, s, key), state.walkers.state),
         ("rollout", lambda w: rollout_call(w, params), state.walkers),
         ("training", lambda s: update_call(s, params), state),
     ):

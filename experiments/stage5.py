@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -40,6 +41,7 @@ from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_st
 from jaxtrader.evaluation.foresight import ForesightCeiling, foresight_ceiling
 from jaxtrader.files import new_folder, timestamp, write_whole
 from jaxtrader.gates import gate_table
+from jaxtrader.hosts import is_first, join_hosts, to_host
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
 from jaxtrader.reporting.figures import equity_figure
@@ -47,7 +49,12 @@ from jaxtrader.reporting.html import render_html
 from jaxtrader.reporting.markdown import render_markdown
 from jaxtrader.reporting.summary import build_summary, gate_results
 from jaxtrader.runs import TrainingRun, restore_run, start_run, stored_config
-from jaxtrader.runtime import be_deterministic, use_compilation_cache, use_full_precision
+from jaxtrader.runtime import (
+    be_deterministic,
+    use_compilation_cache,
+    use_cpu_cores,
+    use_full_precision,
+)
 from jaxtrader.tracking.session import Session, Tracking, recorded
 from jaxtrader.training import Interrupted, cleared_gates, train
 
@@ -93,6 +100,10 @@ class Arguments:
     """Whether MLflow follows the run: auto, where it is installed. It is kept in the database
     mlflow.db under --output-dir, or by the server that MLFLOW_TRACKING_URI names. Runs that it has
     not followed are uploaded later by python -m jaxtrader upload-runs."""
+    distributed: bool = False
+    """This is one of several processes, each started with the same options, that train together:
+    with srun, as a Kubernetes job, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID set. They share --output-dir; the first of them evaluates and reports."""
     nondeterministic: bool = False
     """Give up that the same seed gives the same bits on an accelerator, for some speed."""
     settings: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
@@ -162,6 +173,8 @@ def _check(arguments: Arguments) -> None:
                 f"--{section.name}.*: --skip-training evaluates with the settings stored in the "
                 "checkpoints; leave the option out, or train with it"
             )
+    if arguments.skip_training and arguments.distributed:
+        raise ConfigError("--skip-training is work for one process: leave out --distributed")
     if arguments.skip_training and (arguments.resume or arguments.extend_to):
         raise ConfigError("--skip-training evaluates only: leave out --resume and --extend-to")
     steps = arguments.total_timesteps or arguments.settings.ppo.total_timesteps
@@ -212,7 +225,8 @@ def train_agents(
         console.print(f"resuming after update {run.update}, {run.steps:,} steps per seed")
     else:
         run = start_run(program, arguments.seeds, steps, layout)
-    session.trains(run, resumed=arguments.resume)
+    if is_first():
+        session.trains(run, resumed=arguments.resume)
     train(run, steps, console)
     if arguments.extend_to is None:
         return run, None
@@ -326,12 +340,17 @@ def run_stage5(arguments: Arguments, command: list[str], console: Console) -> bo
     if arguments.skip_training:
         stored = stored_config(layout, arguments.symbols[0], arguments.seeds[0])
         config = dataclasses.replace(stored, evaluation=config.evaluation)
-    program = build_program(config, load_data(arguments, config))
+    if not is_first():
+        console.quiet = True
+    program = build_program(config, load_data(arguments, config), num_seeds=len(arguments.seeds))
     check_what_comes_last(arguments, program)
     announce(program, arguments, console)
     command = ["python", "-m", "experiments.stage5", *command]
     with recorded(layout, "stage5", command, console, arguments.tracking) as session:
-        summary, folder = study(program, arguments, command, layout, session, console)
+        report = study(program, arguments, command, layout, session, console)
+    if report is None:
+        return True
+    summary, folder = report
     passed = bool(summary["passed"])
     if not passed:
         console.print(
@@ -350,9 +369,19 @@ def study(
     layout: OutputLayout,
     session: Session,
     console: Console,
-) -> tuple[dict, Path]:
-    """From untrained agents, or their checkpoints, to a report; returns its summary and folder."""
+) -> tuple[dict, Path] | None:
+    """From untrained agents, or their checkpoints, to a report; returns its summary and folder.
+
+    None in a process that has only helped to train.
+    """
     run, extended_to = train_agents(program, arguments, layout, session, console)
+    if arguments.distributed:
+        run.state = to_host(run.state)
+        if not is_first():
+            run.close()
+            return None
+        here = jax.local_devices()
+        program = run.program = build_program(program.config, program.dataset, devices=here)
     evaluation = program.config.evaluation
     split = evaluation.split
     try:
@@ -426,6 +455,10 @@ def main(argv: list[str] | None = None) -> int:
         if not arguments.nondeterministic:
             be_deterministic()
         use_full_precision()
+        if arguments.distributed:
+            join_hosts()
+        agents = len(arguments.symbols) * len(arguments.seeds)
+        use_cpu_cores(agents * arguments.settings.ppo.env_shards)
         return 0 if run_stage5(arguments, argv, console) else 1
     except Interrupted as message:
         errors.print(str(message), markup=False, soft_wrap=True)

@@ -128,7 +128,7 @@ def train(
             f"reward = {reward!r}: give a function; the config's reward.preset chooses a preset"
         )
     config = replace_settings(_settings(config), "ppo", total_timesteps=total_timesteps)
-    program = build_program(config, market, reward=reward)
+    program = build_program(config, market, reward=reward, num_seeds=len(seeds))
     steps = config.ppo.total_timesteps
     layout, console = output_layout(output_dir), Console(quiet=quiet)
     if layout is None and tracking == "on":

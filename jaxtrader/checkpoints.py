@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from agents.learner import TrainState
 from jaxtrader.errors import CheckpointError
 from jaxtrader.files import sync, write_whole
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Written last of all: a checkpoint is one when it has this list of what its files hold. Orbax alone
 # would restore numbers with a bit turned, and end in a flood of tracebacks on files cut short.
 _SUMS = "sha256.json"
@@ -69,8 +71,9 @@ class AgentCheckpoints:
             cleanup_tmp_directories=not read_only,
             todelete_subdir=None if read_only else _DELETED,
             enable_async_checkpointing=False,
-            create=not read_only,
+            create=False,
             read_only=read_only,
+            multiprocessing_options=_on_its_own(),
         )
         try:
             if not read_only:
@@ -124,7 +127,7 @@ class AgentCheckpoints:
             saved = self._manager.save(
                 update,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    state=ocp.args.StandardSave(_bare(state)),  # pyright: ignore[reportCallIssue]
                     meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
                 ),
             )
@@ -170,7 +173,7 @@ class AgentCheckpoints:
         return sorted(updates, key=rank.__getitem__, reverse=True)
 
     def restore(self, update: int, like: TrainState) -> Checkpoint:
-        """Restores one update, on the first device, whichever it was saved on.
+        """Restores one update to the host, whichever devices it was saved on.
 
         Args:
           like: a state, or the shapes of one, with the structure to expect.
@@ -183,21 +186,25 @@ class AgentCheckpoints:
         self._verify(update)
         meta = self.read_meta(update)
         check_meta(meta, {"state": _shapes(like)}, where)
-        # Orbax would look for the device that it was saved on.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+        shapes = jax.eval_shape(_key_data, like)
+        empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         try:
             restored: Any = self._manager.restore(
                 update,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like)  # pyright: ignore[reportCallIssue]
+                    state=ocp.args.StandardRestore(empty)  # pyright: ignore[reportCallIssue]
                 ),
             )
         except Exception as error:  # Orbax raises a dozen kinds for a damaged file
             raise DamagedCheckpointError(
                 f"{where}: cannot be restored, it is damaged: {_brief(error)}"
             ) from error
-        return Checkpoint(update, restored.state, meta)
+        state = jax.tree.map(
+            lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x,
+            restored.state,
+            like,
+        )
+        return Checkpoint(update, state, meta)
 
     def read_meta(self, update: int) -> dict[str, Any]:
         """The checkpoint's description, without its arrays.
@@ -289,6 +296,27 @@ class AgentCheckpoints:
     def _remove_deleted(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.folder / _DELETED)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(state: Any) -> Any:
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _bare(state: Any) -> Any:
+    """`state` as NumPy arrays, which belong to no device, host or number of processes."""
+    return jax.tree.map(np.asarray, _key_data(state))
+
+
+def _on_its_own() -> ocp.options.MultiprocessingOptions:
+    """Keeps Orbax from waiting for other processes: only the first saves, and each reads alone."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
 
 
 def _brief(error: Exception) -> str:

@@ -190,11 +190,14 @@ class PPOConfig:
     target_kl: float | None = None  # ends an update's epochs once exceeded
     reward_normalization: Literal["running_mean", "none"] = "running_mean"
     block_length: int = 64  # most contiguous steps encoded in one pass
+    # Groups of environments that may lie on devices of their own. Each gives every minibatch an
+    # equal part, so this decides what is computed, and the number of devices does not.
+    env_shards: int = 1
 
     def __post_init__(self) -> None:
         _require_positive(
             self, "total_timesteps", "num_envs", "rollout_steps", "batch_size", "num_epochs",
-            "learning_rate", "clip_ratio", "max_grad_norm", "block_length",
+            "learning_rate", "clip_ratio", "max_grad_norm", "block_length", "env_shards",
         )  # fmt: skip
         _require_share(self, "gamma", "gae_lambda", "entropy_hold")
         _require_not_negative(self, "value_coef", "entropy_coef")

@@ -19,7 +19,8 @@ from agents.rollout import collect, start_walkers
 from envs.actions import Action
 from envs.trading import ACCOUNT_FEATURES, TradingParams
 from jaxtrader.data.markets import split_offset
-from jaxtrader.program import Program, over_agents
+from jaxtrader.placement import Placement, over_agents
+from jaxtrader.program import Program
 from jaxtrader.provenance import git_commit
 
 if TYPE_CHECKING:  # training needs no torch
@@ -48,10 +49,10 @@ class ExportedPolicy:
     parity: ParityReport
 
 
-@partial(jax.jit, static_argnames=("learner", "vectorize", "num_envs", "num_steps"))
+@partial(jax.jit, static_argnames=("learner", "placement", "num_envs", "num_steps"))
 def _observe(
     learner: Learner,
-    vectorize: bool,
+    placement: Placement,
     params: Any,
     trading: TradingParams,
     keys: jax.Array,
@@ -65,7 +66,7 @@ def _observe(
     def agent(agent: tuple[Any, jax.Array], trading: TradingParams) -> Observations:
         params, key = agent
         key_start, key_collect = jax.random.split(key)
-        walkers = start_walkers(key_start, learner.env, trading, num_envs, block)
+        walkers = start_walkers(key_start, learner.env, trading, num_envs, block, recorded_envs=0)
         _, rollout = collect(
             key_collect, learner.networks, params, learner.env, trading, walkers, blocks, block
         )
@@ -79,7 +80,7 @@ def _observe(
 
         return jax.tree.map(flat, Observations(bar, rollout.account, rollout.mask, logits, value))
 
-    return over_agents(agent, vectorize)((params, keys), trading)
+    return over_agents(agent, placement)((params, keys), trading)
 
 
 def require_torch() -> None:
@@ -109,7 +110,7 @@ def sample_observations(program: Program, params: Any, split: str, seed: int = 0
     # The answers that the exported policy is held to are those of full float32.
     with jax.default_matmul_precision("highest"):
         observations = _observe(
-            program.learner, program.vectorize, params, program.params[split], keys, num_envs,
+            program.learner, program.placement, params, program.params[split], keys, num_envs,
             episode_length,
         )  # fmt: skip
     return jax.device_get(observations)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from jaxtrader.config import SPLITS, TrainingConfig
 from jaxtrader.data import Dataset
 from jaxtrader.data.markets import split_market
 from jaxtrader.errors import ConfigError
+from jaxtrader.placement import Placement, device_mesh, over_agents
 
 MAX_UPDATES_PER_CALL = 50  # length of the metrics buffer of one compiled call
 
@@ -53,12 +54,23 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
             f"{ppo.batch_size}: the minibatches would not cover the rollout. Change one of the "
             f"three; {ppo.num_envs * ppo.batch_size} steps a rollout would do"
         )
+    blocks_per_minibatch = ppo.batch_size // block
+    for name, value in (
+        ("num_envs", ppo.num_envs),
+        (f"batch_size / {block}, the blocks of a minibatch,", blocks_per_minibatch),
+    ):
+        if value % ppo.env_shards:
+            raise ConfigError(
+                f"{name} = {value} is not a multiple of env_shards = {ppo.env_shards}: every "
+                "group of environments gives each minibatch the same number of blocks"
+            )
     return PPOShape(
         num_envs=ppo.num_envs,
         num_blocks=ppo.rollout_steps // block,
         block_length=block,
         num_epochs=ppo.num_epochs,
-        blocks_per_minibatch=ppo.batch_size // block,
+        blocks_per_minibatch=blocks_per_minibatch,
+        env_shards=ppo.env_shards,
         normalize_rewards=ppo.reward_normalization == "running_mean",
     )
 
@@ -184,71 +196,62 @@ def trading_params(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *per_symbol)
 
 
-def over_agents(function: Callable, vectorize: bool) -> Callable:
-    """Lifts `function(agent, params, *rest)` to agents [S, K, ...] and params [S, ...].
-
-    `vectorize` runs all agents abreast with `vmap`, which is what an accelerator wants. A CPU has
-    no lanes to spare: there the agents of one program follow each other with `lax.map`, which is
-    faster and makes a seed alone equal the same seed among others to the bit.
-    """
-
-    def mapped(agents: Any, params: Any, *rest: Any) -> Any:
-        def symbol(agents: Any, params: Any) -> Any:
-            one = lambda agent: function(agent, params, *rest)  # noqa: E731
-            return jax.vmap(one)(agents) if vectorize else jax.lax.map(one, agents)
-
-        if vectorize:
-            return jax.vmap(symbol)(agents, params)
-        return jax.lax.map(lambda pair: symbol(*pair), (agents, params))
-
-    return mapped
-
-
 # Compiled once per learner (which compares by value) and argument shapes, not once per program.
 
 
-@partial(jax.jit, static_argnames=("learner", "vectorize"))
+@partial(jax.jit, static_argnames=("learner", "placement"))
 def _initialize(
     learner: Learner,
-    vectorize: bool,
+    placement: Placement,
     keys: jax.Array,
     params: TradingParams,
     hyper: Hyperparameters,
 ) -> TrainState:
-    return over_agents(learner.init, vectorize)(keys, params, hyper)
+    return placement.keep_states(over_agents(learner.init, placement)(keys, params, hyper))
 
 
-@partial(jax.jit, static_argnames=("learner", "vectorize"), donate_argnames="agents")
+@partial(jax.jit, static_argnames=("learner", "placement"))
+def _embed(learner: Learner, placement: Placement, params: Any, trading: TradingParams) -> Any:
+    return over_agents(learner.embeddings, placement)(params, trading)
+
+
+@partial(jax.jit, static_argnames=("learner", "placement"), donate_argnames="agents")
 def _run_updates(
     learner: Learner,
-    vectorize: bool,
+    placement: Placement,
     agents: TrainState,
+    tables: jax.Array | None,
     params: TradingParams,
     hyper: Hyperparameters,
     n: jax.Array,
 ) -> tuple[TrainState, UpdateMetrics]:
     def agent(
-        state: TrainState, params: TradingParams, hyper: Hyperparameters, n: jax.Array
+        agent: tuple[TrainState, jax.Array | None],
+        params: TradingParams,
+        hyper: Hyperparameters,
+        n: jax.Array,
     ) -> tuple[TrainState, UpdateMetrics]:
-        shapes = jax.eval_shape(learner.update, state, params, hyper)[1]
+        state, table = agent
+        shapes = jax.eval_shape(learner.update, state, params, hyper, table)[1]
         buffer = jax.tree.map(
             lambda s: jnp.zeros((MAX_UPDATES_PER_CALL, *s.shape), s.dtype), shapes
         )
 
         def body(i: jax.Array, carry: tuple[TrainState, UpdateMetrics]):
             state, buffer = carry
-            state, metrics = learner.update(state, params, hyper)
+            state, metrics = learner.update(state, params, hyper, table)
             return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffer, metrics)
 
         return jax.lax.fori_loop(0, n, body, (state, buffer))
 
-    return over_agents(agent, vectorize)(agents, params, hyper, n)
+    agents, metrics = over_agents(agent, placement)((agents, tables), params, hyper, n)
+    return placement.keep_states(agents), metrics
 
 
-@partial(jax.jit, static_argnames=("learner", "vectorize", "num_steps"))
+@partial(jax.jit, static_argnames=("learner", "placement", "num_steps"))
 def _play(
     learner: Learner,
-    vectorize: bool,
+    placement: Placement,
     params: Any,
     trading: TradingParams,
     starts: jax.Array,
@@ -257,9 +260,10 @@ def _play(
 ) -> Playback:
     def agent(params: Any, trading_and_bars: tuple) -> Playback:
         trading, starts, stops = trading_and_bars
-        return play(learner.networks, params, learner.env, trading, starts, stops, num_steps)
+        networks = learner.networks.full_precision
+        return play(networks, params, learner.env, trading, starts, stops, num_steps)
 
-    return over_agents(agent, vectorize)(params, (trading, starts, stops))
+    return over_agents(agent, placement)(params, (trading, starts, stops))
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +274,7 @@ class Program:
     dataset: Dataset
     learner: Learner
     params: dict[str, TradingParams]  # split -> leaves [S, ...]
-    vectorize: bool
+    placement: Placement
 
     @property
     def reward_function(self) -> str | None:
@@ -285,17 +289,40 @@ class Program:
         self, keys: jax.Array, params: TradingParams, hyper: Hyperparameters
     ) -> TrainState:
         """New agents [S, K] from their keys [S, K]."""
-        return _initialize(self.learner, self.vectorize, keys, params, hyper)
+        place = self.placement
+        return _initialize(
+            self.learner, place, place.by_agent(keys), params, place.everywhere(hyper)
+        )
+
+    def embeddings(self, params: Any, trading: TradingParams) -> jax.Array | None:
+        """The tables of frozen encoders, made once for all updates; None where encoders learn.
+
+        Args:
+          params: network parameters [S, K, ...].
+
+        Returns:
+          [S, K, 1, bars - R + 1, D].
+        """
+        return _embed(self.learner, self.placement, params, trading)
 
     def run_updates(
-        self, agents: TrainState, params: TradingParams, hyper: Hyperparameters, n: jax.Array
+        self,
+        agents: TrainState,
+        params: TradingParams,
+        hyper: Hyperparameters,
+        n: jax.Array,
+        tables: jax.Array | None = None,
     ) -> tuple[TrainState, UpdateMetrics]:
         """Agents after n updates, and their metrics. `agents` are donated: do not use them again.
 
         The metrics are [S, K, MAX_UPDATES_PER_CALL, ...], of which the first n count. n is traced
         (i32[]): one program serves every n.
+
+        Args:
+          tables: what `embeddings` returned.
         """
-        return _run_updates(self.learner, self.vectorize, agents, params, hyper, n)
+        hyper, n = self.placement.everywhere((hyper, n))
+        return _run_updates(self.learner, self.placement, agents, tables, params, hyper, n)
 
     def play(
         self,
@@ -312,8 +339,11 @@ class Program:
           starts, stops: int[S, E] first decision bar and stop bar of E episodes.
           num_steps: static, at least the longest episode.
         """
+        place = self.placement
         bars = (jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32))
-        return _play(self.learner, self.vectorize, params, trading, *bars, num_steps)
+        return _play(
+            self.learner, place, place.by_agent(params), trading, *place.by_symbol(bars), num_steps
+        )
 
 
 def build_program(
@@ -321,13 +351,17 @@ def build_program(
     dataset: Dataset,
     vectorize: bool | None = None,
     reward: RewardFunction | None = None,
+    num_seeds: int = 1,
+    devices: Sequence[Any] | None = None,
 ) -> Program:
-    """Checks the settings against the data and lays everything out on the device.
+    """Checks the settings against the data and lays everything out on the devices.
 
     Args:
       vectorize: see `over_agents`; by default, unless the backend is a CPU.
       reward: takes the place of the config's reward preset; the config's single weights, its scale
         and its clip stand.
+      num_seeds: that will be trained, where they are to be spread over several devices.
+      devices: to spread them over; by default all there are, those of other hosts too.
 
     Raises:
       ConfigError: settings that contradict each other or the data, or a reward function that
@@ -348,10 +382,13 @@ def build_program(
     env = TradingEnv(first_symbol, window=networks.receptive_field, reward=reward)
     if custom:
         _try_reward(env, first_symbol)
-    learner = Learner(env=env, networks=networks, shape=ppo_shape(config))
+    shape = ppo_shape(config)
+    learner = Learner(env=env, networks=networks, shape=shape)
     if vectorize is None:
         vectorize = jax.default_backend() != "cpu"
-    return Program(config, dataset, learner, params, vectorize)
+    mesh = device_mesh(len(dataset.symbols), num_seeds, shape.env_shards, devices)
+    placement = Placement(mesh, vectorize)
+    return Program(config, dataset, learner, placement.by_symbol(params), placement)
 
 
 def _try_reward(env: TradingEnv, params: TradingParams) -> None:

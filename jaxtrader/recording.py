@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from agents.learner import RUNNING, UpdateMetrics
+from jaxtrader.hosts import to_host
 from jaxtrader.runs import TrainingRun
 from jaxtrader.telemetry import episode_table, host_table
 
@@ -22,8 +23,8 @@ def record_updates(
 ) -> None:
     """Appends n updates of every agent to the journal."""
     steps_per_update = run.program.learner.shape.steps_per_update
-    weights = jax.device_get(run.program.params["train"].reward.weights)
-    halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
+    weights = to_host(run.program.params["train"].reward.weights)
+    halt, halted_at = to_host((run.state.halt, run.state.halted_at))
     numbers = np.arange(first_update, first_update + n)
     for k, seed in enumerate(run.seeds):
         updates, episodes = [], []
@@ -93,4 +94,4 @@ def _episodes(
         "block": block,
         "env": env,
     }
-    return episode_table(rows.statistics, rows.entropy_sum, weights, frame)
+    return episode_table(rows.diary.statistics, rows.diary.entropy_sum, weights, frame)

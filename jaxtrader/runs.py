@@ -20,6 +20,7 @@ from jaxtrader.checkpoints import AgentCheckpoints, DamagedCheckpointError, chec
 from jaxtrader.config import TrainingConfig
 from jaxtrader.errors import CheckpointError
 from jaxtrader.files import Lock, move_aside, remove_leftovers
+from jaxtrader.hosts import is_first, to_host, wait_for_all
 from jaxtrader.journal import Journal
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import (
@@ -69,7 +70,7 @@ class TrainingRun:
 
     def halted(self) -> dict[str, str]:
         """Reason by agent, for those that were stopped."""
-        halt, at = jax.device_get((self.state.halt, self.state.halted_at))
+        halt, at = to_host((self.state.halt, self.state.halted_at))
         return {
             agent_name(self.program, symbol, seed): (
                 f"halted at update {at[s, k]}: {HALT_REASONS[int(halt[s, k])]}"
@@ -109,7 +110,7 @@ def start_run(
     symbols = program.dataset.symbols
     keys = agent_keys(symbols, seeds)
     with _locked(layout, seeds) as locks:
-        if layout is not None:
+        if layout is not None and is_first():
             # Checkpoints first: a kill in between must not leave any whose tables are gone.
             for symbol in symbols:
                 for seed in seeds:
@@ -118,9 +119,10 @@ def start_run(
                         move_aside(file)
             for seed in seeds:
                 move_aside(layout.logs(seed))
+        wait_for_all("what an earlier run left is moved aside")
         hyper = hyperparameters(program.config, updates_for(program.config, total_timesteps))
         state = program.initialize(keys, program.params["train"], hyper)
-        return _run(program, seeds, state, 0, layout, locks)
+        return _run(program, seeds, state, 0, layout if is_first() else None, locks)
 
 
 def restore_run(
@@ -162,7 +164,8 @@ def _restored(
         program.params["train"],
         hyperparameters(program.config, 1),
     )
-    run = _run(program, seeds, shape, 0, layout, locks, read_only=not to_train)
+    to_write = to_train and is_first()
+    run = _run(program, seeds, shape, 0, layout, locks, read_only=not to_write)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), shape)
     found = [set(checkpoints.updates()) for checkpoints in run.checkpoints.values()]
     common = set.intersection(*found)
@@ -192,7 +195,7 @@ def _restored(
         for problem in problems:
             _warn(f"falling back to update {update}: {problem}")
         rows = [[restored[s, k].state for k in range(len(seeds))] for s in range(len(symbols))]
-        run.state = _stack([_stack(row) for row in rows])
+        run.state = program.placement.states(_stack([_stack(row) for row in rows]))
         run.update = update
         run.journal.load(update)
         for place, checkpoint in restored.items():
@@ -200,6 +203,8 @@ def _restored(
         if to_train:
             _check_journal(run, layout)
             _warn_of_origin(next(iter(restored.values())).meta)
+        wait_for_all("every process has read the checkpoints")
+        if to_write:
             for checkpoints in run.checkpoints.values():
                 checkpoints.forget_after(update)
             for seed in seeds:
@@ -276,7 +281,7 @@ def _locked(layout: OutputLayout | None, seeds: Sequence[int]) -> Iterator[tuple
 
     At once: a notebook keeps the last exception, and with it whatever its frames hold.
     """
-    if layout is None:
+    if layout is None or not is_first():
         yield ()
         return
     with contextlib.ExitStack() as undo:
@@ -303,7 +308,7 @@ def _check_journal(run: TrainingRun, layout: OutputLayout) -> None:
                 f"{', '.join(sorted(set(table.table['symbol'])))} and not of the run to resume; a "
                 "later run moved that one's tables aside: put them back, or train anew"
             )
-    halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
+    halt, halted_at = to_host((run.state.halt, run.state.halted_at))
     goes_on = (
         "training goes on, and the record stays incomplete unless you stop now and put the tables "
         "back"
@@ -342,6 +347,8 @@ def _require_checkpoints(layout: OutputLayout, symbol: str, seed: int) -> Path:
 
 
 def _warn(message: str) -> None:
+    if not is_first():
+        return
     Console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
@@ -377,11 +384,14 @@ def _run(
     if layout is not None:
         keep = program.config.checkpoints.keep_best
         checkpoints = {
-            (s, k): AgentCheckpoints(layout.checkpoints(symbol, seed), keep, read_only=read_only)
+            (s, k): AgentCheckpoints(
+                layout.checkpoints(symbol, seed), keep, read_only=read_only or not is_first()
+            )
             for s, symbol in enumerate(symbols)
             for k, seed in enumerate(seeds)
         }
-        paths = {seed: (layout.updates(seed), layout.telemetry(seed)) for seed in seeds}
+        if is_first():
+            paths = {seed: (layout.updates(seed), layout.telemetry(seed)) for seed in seeds}
     return TrainingRun(
         program=program,
         seeds=seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,6 +31,32 @@ def be_deterministic() -> None:
 
     Call before JAX touches a device.
     """
-    flag = "--xla_gpu_deterministic_ops=true"
+    _add_flag("--xla_gpu_deterministic_ops=true")
+
+
+def use_cpu_cores(parts: int) -> None:
+    """Where there is no accelerator, makes a CPU as many devices as its cores can be busy with.
+
+    Agents on devices of their own keep all cores at work; one agent's matrix products are too small
+    to be shared out among cores, which is therefore switched off (and with it the dependence of
+    the last bits on the number of cores).
+
+    Call before JAX touches a device: afterwards it has no effect.
+
+    Args:
+      parts: into which the work can be split: agents, times `ppo.env_shards`.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(RuntimeError):  # JAX has been used before
+        jax.config.update("jax_num_cpu_devices", cpu_devices(parts, cores or 1))
+        _add_flag("--xla_cpu_multi_thread_eigen=false")
+
+
+def cpu_devices(parts: int, cores: int) -> int:
+    """The fewest devices that share `parts` evenly and keep `cores` busy, or one for each part."""
+    return next(d for d in range(min(parts, cores), parts + 1) if parts % d == 0)
+
+
+def _add_flag(flag: str) -> None:
     if flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

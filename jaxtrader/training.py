@@ -21,6 +21,7 @@ from agents.learner import RUNNING
 from jaxtrader.errors import JaxtraderError
 from jaxtrader.evaluation.evaluate import validation_sharpe
 from jaxtrader.gates import STAGE5_GATES
+from jaxtrader.hosts import agreed, anywhere, is_first, to_host
 from jaxtrader.program import (
     MAX_UPDATES_PER_CALL,
     hyperparameters,
@@ -67,6 +68,7 @@ def train(
     program = run.program
     total = updates_for(program.config, total_timesteps)
     hyper = hyperparameters(program.config, total)
+    tables = program.embeddings(run.state.params, program.params["train"])
     steps_per_update = program.learner.shape.steps_per_update * len(list(run.agents))
     every = program.config.checkpoints.every
     compiles = run.compile_seconds == 0.0
@@ -81,12 +83,12 @@ def train(
         while run.update < total and not (run.update % every == 0 and _all_halted(run)):
             to_checkpoint = every - run.update % every
             affordable = max(1, int(SECONDS_PER_CALL / seconds_per_update))
-            n = min(to_checkpoint, total - run.update, affordable, MAX_UPDATES_PER_CALL)
+            n = agreed(min(to_checkpoint, total - run.update, affordable, MAX_UPDATES_PER_CALL))
             began = time.perf_counter()
             run.state, metrics = program.run_updates(
-                run.state, program.params["train"], hyper, jnp.int32(n)
+                run.state, program.params["train"], hyper, jnp.int32(n), tables
             )
-            metrics = jax.device_get(metrics)
+            metrics = to_host(metrics)
             seconds = time.perf_counter() - began
             if run.compile_seconds == 0.0:
                 run.compile_seconds = seconds
@@ -94,7 +96,7 @@ def train(
                 seconds_per_update = seconds / n
                 run.train_seconds += seconds
                 run.timed_steps += n * steps_per_update
-            stop = bool(interrupted) or (should_stop is not None and should_stop())
+            stop = anywhere(bool(interrupted) or (should_stop is not None and should_stop()))
             first_update = run.update + 1
             run.update += n
             due = run.update % every == 0 or run.update == total
@@ -168,7 +170,7 @@ def _deferred_interrupt() -> Iterator[list[int]]:
 
 
 def _all_halted(run: TrainingRun) -> bool:
-    return bool((jax.device_get(run.state.halt) != RUNNING).all())
+    return bool((to_host(run.state.halt) != RUNNING).all())
 
 
 def _validate(run: TrainingRun) -> np.ndarray:
@@ -180,12 +182,12 @@ def _validate(run: TrainingRun) -> np.ndarray:
     """
     params = run.state.params
     sharpe = validation_sharpe(run.program, params)
-    halt, halted_at = jax.device_get((run.state.halt, run.state.halted_at))
+    halt, halted_at = to_host((run.state.halt, run.state.halted_at))
     stale = (halt != RUNNING) & (halted_at <= run.update - run.program.config.checkpoints.every)
     sharpe = np.where(stale, -math.inf, sharpe)
     score = np.where(np.isfinite(sharpe), sharpe, -math.inf)
     better = (score >= run.best_sharpe) & ~stale
-    host = jax.device_get(params)
+    host = to_host(params)
     if run.best_params is None:
         run.best_params, better = host, np.ones_like(better)
     else:
@@ -202,7 +204,8 @@ def _validate(run: TrainingRun) -> np.ndarray:
 
 
 def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
-    if not run.checkpoints:
+    whole = run.state if jax.process_count() == 1 else to_host(run.state)
+    if not run.checkpoints or not is_first():
         return
     run.journal.sync()  # before any checkpoint that says these rows are there
     meta = {
@@ -215,7 +218,7 @@ def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
     }
     for (s, k), checkpoints in run.checkpoints.items():
         # To the key checker, picking one of several keys uses them all; saving uses none.
-        copy = dataclasses.replace(run.state, key=jax.random.clone(run.state.key))
+        copy = dataclasses.replace(whole, key=jax.random.clone(whole.key))
         state = jax.tree.map(lambda x, s=s, k=k: x[s, k], copy)
         own = -math.inf if sharpe is None else float(sharpe[s, k])
         about = {**meta, "recorded_episodes": int(run.recorded_episodes[s, k])}

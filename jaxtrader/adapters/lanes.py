@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs.episode import EpisodeStatistics
+from envs.episode import EpisodeStatistics, no_statistics, step_record, tally
 from envs.reward import RewardFunction
 from envs.trading import TradingEnv, TradingParams, TradingState, Transition
 
@@ -50,10 +50,11 @@ class Lanes:
 
         self._params = replace(params, **{name: rows(getattr(params, name)) for name in _RULES})
         self._static = (window, reward)
-        bar = jax.ShapeDtypeStruct((), jnp.int32)
-        shapes = jax.eval_shape(TradingEnv(params, *self._static).initial_state, bar, bar, bar)
+        shapes = jax.eval_shape(
+            lambda: _new_episode(TradingEnv(params, *self._static), jax.random.key(0), params)
+        )
         # Zeros mean nothing: every lane begins before it advances.
-        self._state = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
+        self._lanes = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
         self._layouts: dict[str, Any] = {}
         self._words = np.empty((count, 0), np.int32)  # the last step's
 
@@ -88,15 +89,16 @@ class Lanes:
 
     def _run(self, name: str, *inputs: np.ndarray) -> np.ndarray:
         """The report of `_begin` or `_advance`, i32[N, words]."""
-        arguments = (self._params, self._state, *inputs)
+        arguments = (self._params, self._lanes, *inputs)
         if name not in self._layouts:
             _, report = jax.eval_shape(partial(_PROGRAMS[name], self._static), *arguments)
             self._layouts[name] = _layout(report)
-        self._state, words = _packed(name, self._static, *arguments)
+        self._lanes, words = _packed(name, self._static, *arguments)
         return np.asarray(words)
 
 
 _Static = tuple[int, RewardFunction | None]  # window and reward of the environment
+_Lane = tuple[TradingState, EpisodeStatistics]
 _RULES = ("execution", "limits", "reward", "directives")
 _AXES: Any = TradingParams(
     max_steps_in_episode=None,  # type: ignore[arg-type]
@@ -111,26 +113,33 @@ _AXES: Any = TradingParams(
 
 
 def _begin(
-    static: _Static, params: TradingParams, state: TradingState, seeds: jax.Array, where: jax.Array
-) -> tuple[TradingState, tuple[Snapshot]]:
-    def lane(params: TradingParams, state: TradingState, seed: jax.Array, anew: jax.Array):
+    static: _Static, params: TradingParams, lanes: _Lane, seeds: jax.Array, where: jax.Array
+) -> tuple[_Lane, tuple[Snapshot]]:
+    def begin(params: TradingParams, lane: _Lane, seed: jax.Array, anew: jax.Array):
         env = TradingEnv(params, *static)
-        _, fresh = env.reset_env(jax.random.key(seed), params)
-        state = jax.tree.map(lambda new, old: jnp.where(anew, new, old), fresh, state)
-        return state, (_snapshot(env, state, params),)
+        fresh = _new_episode(env, jax.random.key(seed), params)
+        lane = jax.tree.map(lambda new, old: jnp.where(anew, new, old), fresh, lane)
+        return lane, (_snapshot(env, lane[0], params),)
 
-    return jax.vmap(lane, in_axes=(_AXES, 0, 0, 0))(params, state, seeds, where)
+    return jax.vmap(begin, in_axes=(_AXES, 0, 0, 0))(params, lanes, seeds, where)
+
+
+def _new_episode(env: TradingEnv, key: jax.Array, params: TradingParams) -> _Lane:
+    return env.reset_env(key, params)[1], no_statistics(env)
 
 
 def _advance(
-    static: _Static, params: TradingParams, state: TradingState, actions: jax.Array
-) -> tuple[TradingState, tuple[Snapshot, Transition, EpisodeStatistics]]:
-    def lane(params: TradingParams, state: TradingState, action: jax.Array):
+    static: _Static, params: TradingParams, lanes: _Lane, actions: jax.Array
+) -> tuple[_Lane, tuple[Snapshot, Transition, EpisodeStatistics]]:
+    def advance(params: TradingParams, lane: _Lane, action: jax.Array):
         env = TradingEnv(params, *static)
+        state, statistics = lane
         state, transition = env.transition(state, action, params)
-        return state, (_snapshot(env, state, params), transition, state.statistics)
+        steps = jax.tree.map(lambda x: x[None], step_record(action, state, transition))
+        statistics = tally(statistics, steps, jnp.ones(1, bool))
+        return (state, statistics), (_snapshot(env, state, params), transition, statistics)
 
-    return jax.vmap(lane, in_axes=(_AXES, 0, 0))(params, state, actions)
+    return jax.vmap(advance, in_axes=(_AXES, 0, 0))(params, lanes, actions)
 
 
 def _snapshot(env: TradingEnv, state: TradingState, params: TradingParams) -> Snapshot:
@@ -147,9 +156,9 @@ _PROGRAMS: dict[str, Callable[..., Any]] = {"begin": _begin, "advance": _advance
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _packed(name: str, static: _Static, *arguments: Any) -> tuple[TradingState, jax.Array]:
+def _packed(name: str, static: _Static, *arguments: Any) -> tuple[_Lane, jax.Array]:
     """A program with its report as i32[N, words]: floats by their bits, the rest by value."""
-    state, report = _PROGRAMS[name](static, *arguments)
+    lanes, report = _PROGRAMS[name](static, *arguments)
 
     def words(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
@@ -157,7 +166,7 @@ def _packed(name: str, static: _Static, *arguments: Any) -> tuple[TradingState, 
             return jax.lax.bitcast_convert_type(rows, jnp.int32)
         return rows.astype(jnp.int32)
 
-    return state, jnp.concatenate([words(leaf) for leaf in jax.tree.leaves(report)], axis=1)
+    return lanes, jnp.concatenate([words(leaf) for leaf in jax.tree.leaves(report)], axis=1)
 
 
 def _layout(report: Any) -> Any:

@@ -22,6 +22,7 @@ from jaxtrader.evaluation.metrics import (
     performance,
     sharpe_ratio,
 )
+from jaxtrader.hosts import to_host
 from jaxtrader.program import Program
 from jaxtrader.telemetry import episode_means, episode_table, reward_audit
 
@@ -61,7 +62,7 @@ class Evaluation:
 def full_split_bars(program: Program, split: str) -> tuple[np.ndarray, np.ndarray]:
     """First decision bar and stop bar of every symbol's full split, int[S, 1] each."""
     starts = program.params[split].starts
-    return np.asarray(starts.first_bar), np.asarray(starts.last_bar)
+    return to_host((starts.first_bar, starts.last_bar))
 
 
 def validation_sharpe(program: Program, params: Any, split: str = "validation") -> np.ndarray:
@@ -74,7 +75,7 @@ def validation_sharpe(program: Program, params: Any, split: str = "validation") 
     playback = program.play(
         params, program.params[split], starts, stops, int((stops - starts).max())
     )
-    equity, valid = jax.device_get((playback.steps.equity, playback.steps.valid))
+    equity, valid = to_host((playback.steps.equity, playback.steps.valid))
     offset = split_offset(program.dataset, split)
     symbols, seeds = equity.shape[:2]
     sharpe = np.full((symbols, seeds), np.nan)
@@ -135,7 +136,7 @@ def evaluate_agents(
     full = program.play(params, trading, first, last, int((last - first).max()))
     starts, stops = random_starts(program, split, episodes, seed)
     random = program.play(params, trading, starts, stops, program.config.environment.episode_length)
-    full, random = jax.device_get((full, random))
+    full, random = to_host((full, random))
 
     def pick(playback: Playback, s: int, k: int) -> Playback:
         return jax.tree.map(lambda x: x[s, k], playback)

@@ -99,24 +99,16 @@ def learn_probe(
     """
     config = probe_config(market, config)
     dataset, states = planted_dataset(market, history, bars=bars)
-    program = build_program(config, dataset)
+    program = build_program(config, dataset, num_seeds=len(seeds))
     run, seconds = _timed_training(program, tuple(seeds), total_timesteps, console)
     starts, steps = whole_episodes(program)
-    learnt = play_log_wealth(run, starts, steps)[0]
-    params = jax.tree.map(lambda x: x[0], program.params["test"])
-    plan = solve(market.outlook(), params, steps)
-    seen = states[0, split_offset(dataset, "test")[0] :]
-    information = jnp.asarray(np.stack([seen[bar : bar + steps] for bar in starts]))
-    stops = jnp.asarray(starts + steps, jnp.int32)
-    replays = jax.vmap(replay, (None, None, None, None, 0, 0))(
-        plan, program.learner.env, params, jnp.int32(0), stops, information
-    )
+    optimum, optimal = plan_log_wealth(program, market, states, starts, steps)
     return Probe(
         market=market,
         run=run,
-        optimum=float(stationary(market.transition) @ np.asarray(plan.value, np.float64)),
-        optimal=np.asarray(replays.log_wealth, np.float64),
-        learnt=learnt,
+        optimum=optimum,
+        optimal=optimal,
+        learnt=play_log_wealth(run, starts, steps)[0],
         seconds=seconds,
     )
 
@@ -132,7 +124,7 @@ def log_wealth_out_of_sample(
 
     For control experiments: train on `dataset`, play its test split in whole episodes.
     """
-    program = build_program(config, dataset)
+    program = build_program(config, dataset, num_seeds=len(seeds))
     run, _ = _timed_training(program, tuple(seeds), total_timesteps, console)
     return play_log_wealth(run, *whole_episodes(program)).mean(axis=-1)
 
@@ -162,3 +154,28 @@ def play_log_wealth(run: TrainingRun, starts: np.ndarray, steps: int) -> np.ndar
     bars = np.tile(starts, (len(program.dataset.symbols), 1))
     played = program.play(run.state.params, program.params["test"], bars, bars + steps, steps)
     return np.log(np.asarray(played.statistics.final_equity, np.float64))
+
+
+def plan_log_wealth(
+    program: Program, market: PlantedMarket, states: np.ndarray, starts: np.ndarray, steps: int
+) -> tuple[float, np.ndarray]:
+    """The optimal plan's log wealth: expected over one episode, and in each test episode.
+
+    Args:
+      program: on the dataset that `planted_dataset` made of `market`.
+      states: int32[1, T] that drove its bars.
+      starts: int[E] first decision bars.
+
+    Returns:
+      (float, float64[E]).
+    """
+    params = jax.tree.map(lambda x: x[0], program.params["test"])
+    plan = solve(market.outlook(), params, steps)
+    seen = states[0, split_offset(program.dataset, "test")[0] :]
+    information = jnp.asarray(np.stack([seen[bar : bar + steps] for bar in starts]))
+    stops = jnp.asarray(starts + steps, jnp.int32)
+    replays = jax.vmap(replay, (None, None, None, None, 0, 0))(
+        plan, program.learner.env, params, jnp.int32(0), stops, information
+    )
+    expected = float(stationary(market.transition) @ np.asarray(plan.value, np.float64))
+    return expected, np.asarray(replays.log_wealth, np.float64)

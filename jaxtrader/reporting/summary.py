@@ -88,7 +88,7 @@ def training_section(run: TrainingRun, *, skipped: bool, extended_to: int | None
         "steps_per_update": run.program.learner.shape.steps_per_update,
         "block_length": run.program.learner.shape.block_length,
         "extended_to": extended_to,
-        "vectorized_agents": run.program.vectorize,
+        "vectorized_agents": run.program.placement.vectorize,
         "compile_seconds": run.compile_seconds,
         "train_seconds": run.train_seconds,
         "steps_per_second": run.steps_per_second,
