@@ -67,7 +67,8 @@ class Arguments:
     """Train symbol agents, evaluate them out of sample, and hold them to the stage-5 gates."""
 
     config: Path = field(default_factory=default_config_path)
-    """YAML file with settings; keys that it leaves out keep their defaults."""
+    """YAML file with settings, or the name of one that comes with the library: guide, quick,
+    throughput. Keys that it leaves out keep their defaults."""
     data_dir: Path | None = None
     """Folder with historical/<SYMBOL>/<timeframe>/data.parquet. Default: ./data when --symbols are
     named and it holds a historical folder, else the embedded synthetic market."""

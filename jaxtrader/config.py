@@ -324,20 +324,26 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def presets() -> dict[str, Path]:
+    """The configurations shipped with the library, by name."""
+    folder = default_config_path().parent
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_config(path: str | Path) -> TrainingConfig:
-    """Reads a YAML file; keys that are left out keep their defaults.
+    """Reads a YAML file, or one of `presets` by its name; keys left out keep their defaults.
 
     Raises:
       ConfigError: missing or malformed file, unknown or repeated key, wrong type or value out of
         range.
     """
-    path = Path(path)
+    path = presets().get(str(path), Path(path))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); pass a YAML file with --config, such as "
-            f"{default_config_path()}"
+            f"{path}: cannot be read ({error.strerror}); pass a YAML file with --config, or one of "
+            f"{', '.join(presets())}, which lie in {default_config_path().parent}"
         ) from error
     except Exception as error:  # PyYAML lets the errors of its converters through
         raise ConfigError(

@@ -25,3 +25,7 @@ class ExportError(JaxtraderError):
 
 class TrackingError(JaxtraderError):
     """An MLflow store cannot be reached, or refuses what it is sent."""
+
+
+class DeviceMemoryError(JaxtraderError):
+    """The memory of a device does not suffice."""

@@ -22,6 +22,7 @@ from jaxtrader.errors import JaxtraderError
 from jaxtrader.evaluation.evaluate import validation_sharpe
 from jaxtrader.gates import STAGE5_GATES
 from jaxtrader.hosts import agreed, anywhere, is_first, to_host
+from jaxtrader.memory import explained
 from jaxtrader.program import (
     MAX_UPDATES_PER_CALL,
     hyperparameters,
@@ -64,6 +65,7 @@ def train(
       Interrupted: Ctrl-C; the state after the call that was under way is saved first, where there
         is an output folder.
       CheckpointError, JaxtraderError: the output folder cannot be written.
+      DeviceMemoryError: the device is full; the message says which setting to lower, and to what.
     """
     program = run.program
     total = updates_for(program.config, total_timesteps)
@@ -85,10 +87,11 @@ def train(
             affordable = max(1, int(SECONDS_PER_CALL / seconds_per_update))
             n = agreed(min(to_checkpoint, total - run.update, affordable, MAX_UPDATES_PER_CALL))
             began = time.perf_counter()
-            run.state, metrics = program.run_updates(
-                run.state, program.params["train"], hyper, jnp.int32(n), tables
-            )
-            metrics = to_host(metrics)
+            with explained(program, len(run.seeds)):
+                run.state, metrics = program.run_updates(
+                    run.state, program.params["train"], hyper, jnp.int32(n), tables
+                )
+                metrics = to_host(metrics)
             seconds = time.perf_counter() - began
             if run.compile_seconds == 0.0:
                 run.compile_seconds = seconds
