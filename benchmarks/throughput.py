@@ -28,7 +28,8 @@ from rich.table import Table
 from agents.learner import Learner
 from agents.rollout import Walkers, collect, new_accounts, new_episodes
 from envs.actions import NUM_ACTIONS
-from envs.trading import TradingParams, TradingState
+from envs.market import Quote
+from envs.trading import NUM_ACCOUNT_FEATURES, TradingParams, TradingState
 from jaxtrader import api
 from jaxtrader.config import TrainingConfig, default_config_path, load_config, replace_settings
 from jaxtrader.data import Dataset
@@ -54,27 +55,45 @@ class Arguments:
     """JSON file to write; none: print only."""
 
 
-def walk(
-    learner: Learner, params: TradingParams, state: TradingState, key: jax.Array
-) -> TradingState:
-    """One rollout's steps of [N] environments with uniformly random actions and no networks."""
+Walk = tuple[TradingState, tuple[jax.Array, jax.Array, jax.Array]]
+"""Accounts [N], and sums of what their agents were shown and paid, which has it all computed."""
+
+
+def start_walk(state: TradingState) -> Walk:
+    """Before the first step of N environments."""
+    count = state.bar.shape[0]
+    sums = (jnp.zeros((count, NUM_ACCOUNT_FEATURES)), jnp.zeros((count, NUM_ACTIONS)))
+    return state, (*sums, jnp.zeros(count))
+
+
+def walk(learner: Learner, params: TradingParams, walk: Walk, key: jax.Array) -> Walk:
+    """One rollout's steps of N environments with uniformly random actions and no networks.
+
+    Account half, mask and reward are worked out at every step as in training.
+    """
     env, length = learner.env, learner.shape.block_length
     advance = jax.vmap(env.advance, (0, 0, 0, None))
+    account_features = jax.vmap(env.account_features, (0, None, 0))
+    action_mask = jax.vmap(env.action_mask, (0, None, 0))
 
-    def step(state: TradingState, inputs) -> tuple[TradingState, jax.Array]:
-        after, outcome = advance(state, *inputs, params)
-        return new_accounts(env, after, outcome.terminated), outcome.truncated
+    def step(walk: Walk, inputs: tuple[jax.Array, Quote]) -> tuple[Walk, jax.Array]:
+        (state, sums), (action, quote) = walk, inputs
+        account = account_features(state, params, quote.close)
+        mask = action_mask(state, params, quote.close)
+        after, outcome = advance(state, action, quote, params)
+        sums = jax.tree.map(jnp.add, sums, (account, mask, outcome.reward))
+        return (new_accounts(env, after, outcome.terminated), sums), outcome.truncated
 
-    def block(carry: tuple[jax.Array, TradingState], _):
-        key, state = carry
+    def block(carry: tuple[jax.Array, Walk], _: None) -> tuple[tuple[jax.Array, Walk], None]:
+        key, walk = carry
         key, key_actions, key_starts = jax.random.split(key, 3)
-        bars = state.bar + jnp.arange(length)[:, None]
+        bars = walk[0].bar + jnp.arange(length)[:, None]
         actions = jax.random.randint(key_actions, bars.shape, 0, NUM_ACTIONS)
-        quotes = env.quote(state.symbol, bars, params)
-        state, truncated = jax.lax.scan(step, state, (actions, quotes))
-        return (key, new_episodes(key_starts, env, params, state, truncated[-1])), None
+        quotes = env.quote(walk[0].symbol, bars, params)
+        (state, sums), truncated = jax.lax.scan(step, walk, (actions, quotes))
+        return (key, (new_episodes(key_starts, env, params, state, truncated[-1]), sums)), None
 
-    return jax.lax.scan(block, (key, state), length=learner.shape.num_blocks)[0][1]
+    return jax.lax.scan(block, (key, walk), length=learner.shape.num_blocks)[0][1]
 
 
 def seconds_per_call(call: Callable[[Any], Any], carry: Any, repeats: int) -> tuple[float, float]:
@@ -97,6 +116,7 @@ def measure(config: TrainingConfig, market: Dataset, repeats: int) -> dict[str, 
     key = jax.random.key(1)
 
     walk_call = jax.jit(partial(walk, learner))
+    accounts = start_walk(state.walkers.state)
 
     @jax.jit
     def rollout_call(walkers: Walkers, params: TradingParams) -> Walkers:
@@ -116,7 +136,7 @@ def measure(config: TrainingConfig, market: Dataset, repeats: int) -> dict[str, 
     steps = learner.shape.steps_per_update
     figures = {}
     for name, call, carry in (
-        ("environment", lambda s: walk_call(params, s, key), state.walkers.state),
+        ("environment", lambda s: walk_call(params, s, key), accounts),
         ("rollout", lambda w: rollout_call(w, params), state.walkers),
         ("training", lambda s: update_call(s, params), state),
     ):
