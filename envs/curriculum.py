@@ -16,7 +16,7 @@ class StartDistribution:
     def sample(
         self, key: jax.Array, episode_length: jax.Array, shape: tuple[int, ...] = ()
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws (symbol, bar, stop_bar), i32[*shape] each."""
+        """Draws (symbol, bar, stop_bar), i32[...] of `shape` each."""
         key_symbol, key_bar = jax.random.split(key)
         symbol = jax.random.randint(key_symbol, shape, 0, self.first_bar.shape[0])
         last_start = self.last_bar[symbol] - episode_length
