@@ -37,9 +37,8 @@ def be_deterministic() -> None:
 def use_cpu_cores(parts: int) -> None:
     """Where there is no accelerator, makes a CPU as many devices as its cores can be busy with.
 
-    Agents on devices of their own keep all cores at work; one agent's matrix products are too small
-    to be shared out among cores, which is therefore switched off (and with it the dependence of
-    the last bits on the number of cores).
+    Agents on devices of their own keep all cores at work; their matrix products are then no longer
+    shared out among cores, which they are too small for. (The last bits of a run depend on that.)
 
     Call before JAX touches a device: afterwards it has no effect.
 
@@ -47,8 +46,11 @@ def use_cpu_cores(parts: int) -> None:
       parts: into which the work can be split: agents, times `ppo.env_shards`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = cpu_devices(parts, cores or 1)
+    if devices == 1:
+        return
     with contextlib.suppress(RuntimeError):  # JAX has been used before
-        jax.config.update("jax_num_cpu_devices", cpu_devices(parts, cores or 1))
+        jax.config.update("jax_num_cpu_devices", devices)
         _add_flag("--xla_cpu_multi_thread_eigen=false")
 
 

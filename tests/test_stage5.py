@@ -627,7 +627,7 @@ def test_a_halted_agent_is_reported(study, tmp_path, known_parity, monkeypatch):
         (["--data-dir", "DATA", "--symbols", "AAA", "--data.timeframe", "5Min"], ["1Hour"]),
         (["--seeds", "1", "1"], ["--seeds 1 1: names one twice"]),
         (["--seeds", "-1"], ["give integers from 0 to 2^32 - 1"]),
-        (["--config", "absent.yaml"], ["absent.yaml: cannot be read", "phase3_ppo_baseline.yaml"]),
+        (["--config", "absent.yaml"], ["absent.yaml: cannot be read", "phase3_ppo_baseline"]),
         (["--config", "WRONG"], ["unknown key 'learning_rte'", "did you mean 'learning_rate'"]),
         (["--ppo.gamma", "2"], ["gamma = 2.0: must be between 0 and 1"]),
         (["--ppo.batch-size", "96"], ["is not a multiple of batch_size = 96"]),
