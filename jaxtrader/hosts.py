@@ -109,7 +109,7 @@ def _gathered(leaves: list[jax.Array]) -> list[np.ndarray]:
     wholes = [np.empty(leaf.shape, leaf.dtype) for leaf in leaves]
     for leaf, owners, whole in zip(leaves, parts, wholes, strict=True):
         for where, process in owners.items():
-            view = whole[tuple(slice(*bounds) for bounds in where)]
+            view = whole[(*(slice(*bounds) for bounds in where), ...)]  # also of a single number
             data = buffers[process][places[process] : places[process] + view.nbytes]
             view[...] = data.copy().view(leaf.dtype).reshape(view.shape)
             places[process] += view.nbytes
