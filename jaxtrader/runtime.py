@@ -37,8 +37,8 @@ def be_deterministic() -> None:
 def use_cpu_cores(parts: int) -> None:
     """Where there is no accelerator, makes a CPU as many devices as its cores can be busy with.
 
-    Agents on devices of their own keep all cores at work; their matrix products are then no longer
-    shared out among cores, which they are too small for. (The last bits of a run depend on that.)
+    Agents on devices of their own keep all cores at work, where the operations of one are too small
+    to be shared out among them.
 
     Call before JAX touches a device: afterwards it has no effect.
 
@@ -47,11 +47,9 @@ def use_cpu_cores(parts: int) -> None:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = cpu_devices(parts, cores or 1)
-    if devices == 1:
-        return
-    with contextlib.suppress(RuntimeError):  # JAX has been used before
-        jax.config.update("jax_num_cpu_devices", devices)
-        _add_flag("--xla_cpu_multi_thread_eigen=false")
+    if devices > 1:  # else whatever the user has set stands
+        with contextlib.suppress(RuntimeError):  # JAX has been used before
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def cpu_devices(parts: int, cores: int) -> int:
