@@ -50,7 +50,7 @@ $(STAGE5_READY):
 
 # The test set-up holds the stage-5 one.
 $(TEST_READY):
-	$(call set_up,export gymnax gymnasium tracking docs dev)
+	$(call set_up,export gymnax gymnasium tracking peers docs dev)
 	@touch $@ $(STAGE5_READY)
 
 empty :=

@@ -4,16 +4,17 @@
     python -m benchmarks.learning --markets all          # the whole family
     python -m benchmarks.learning --reward professional  # another reward, judged by money alike
     python -m benchmarks.learning --markets null         # nothing to learn: nothing may be gained
+    python -m benchmarks.learning --peers --seeds 1 2    # who is first: ours or Stable-Baselines3
 
 A planted market is a Markov chain that moves prices and shows in the features, so the best that any
 policy can expect is computed by dynamic programming (envs.oracle). The share is of what the optimal
 plan earns on the same bars. Exit status: 0 when every seed reaches 90 % of it on every market (and
-nobody gains on the null market), else 1.
+nobody gains on the null market), else 1. With `--peers`: 0 when every seed of ours reaches 90 % and
+Stable-Baselines3's PPO takes at least 30 times as long.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.measure import write_results
+from benchmarks.peers.race import race
 from jaxtrader.config import PPOConfig, TrainingConfig, replace_settings
 from jaxtrader.data.planted import PROBES, null, planted_dataset
 from jaxtrader.errors import ConfigError, JaxtraderError
@@ -34,10 +37,7 @@ from jaxtrader.evaluation.probes import (
     log_wealth_out_of_sample,
     probe_config,
 )
-from jaxtrader.files import timestamp, write_whole
-from jaxtrader.provenance import git_commit, machine, versions
-from jaxtrader.reporting.summary import strict
-from jaxtrader.runtime import use_compilation_cache, use_full_precision
+from jaxtrader.runtime import use_compilation_cache, use_cpu_cores, use_full_precision
 from jaxtrader.telemetry import audit_warnings, reward_audit
 
 GOAL = 0.90
@@ -82,6 +82,11 @@ class Arguments:
     """Which history of the markets to learn and to be judged on. The settings were chosen on 0."""
     reward: Literal["log_wealth", "professional", "differential_sharpe"] = "log_wealth"
     """Reward that is maximised; judged is always the money."""
+    peers: bool = False
+    """Measure instead who is first at 90 %, ours or Stable-Baselines3's PPO, in seconds of training
+    on the same bars; needs pip install -e '.[peers]'. Some minutes for each seed."""
+    peer_seconds: float = 1800.0
+    """With --peers: training after which a run of Stable-Baselines3 gives up."""
     output: Path | None = None
     """JSON file to write; none: print only."""
 
@@ -174,18 +179,35 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     use_compilation_cache()
     use_full_precision()
+    use_cpu_cores(len(arguments.seeds))
     console = Console()
     config = replace_settings(TrainingConfig(), "reward", preset=arguments.reward)
-    names = [*PROBES, "null"] if "all" in arguments.markets else list(arguments.markets)
+    family = [*PROBES] if arguments.peers else [*PROBES, "null"]
+    names = family if "all" in arguments.markets else list(arguments.markets)
     rows = []
     try:
         if arguments.timesteps is not None and arguments.timesteps < 1:
             raise ConfigError(f"--timesteps {arguments.timesteps}: give at least 1")
+        if not arguments.peer_seconds > 0:
+            raise ConfigError(f"--peer-seconds {arguments.peer_seconds}: give more than 0")
+        if arguments.peers and "null" in names:
+            raise ConfigError("--peers: on the null market there is nothing to reach")
         for name in names:
             lesson = LESSONS[name]
             settings = replace_settings(config, "ppo", **lesson.ppo)
             steps = arguments.timesteps or lesson.timesteps
-            if name == "null":
+            if arguments.peers:
+                row = race(
+                    PROBES[name](),
+                    settings,
+                    arguments.seeds,
+                    steps,
+                    history=arguments.history,
+                    goal=GOAL,
+                    budget=arguments.peer_seconds,
+                    console=console,
+                )
+            elif name == "null":
                 row = learn_null(settings, steps, arguments.history, console)
             else:
                 market = PROBES[name]()
@@ -206,21 +228,18 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"{row['market']}: {'passed' if row['passed'] else 'FAILED'}")
     seconds = time.perf_counter() - began
     console.print(f"{seconds:.0f} s in all")
-    if arguments.output is not None:
-        result = {
-            "benchmark": "learning",
-            "created": timestamp(),
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "machine": machine(),
+    write_results(
+        arguments.output,
+        "learning",
+        {
             "reward": arguments.reward,
             "history": arguments.history,
             "config": config.to_dict(),
             "seconds": seconds,
             "rows": rows,
-        }
-        write_whole(arguments.output, json.dumps(strict(result), indent=2) + "\n")
-        console.print(f"written: {arguments.output}")
+        },
+        console,
+    )
     return 0 if all(row["passed"] for row in rows) else 1
 
 

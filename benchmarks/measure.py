@@ -47,4 +47,4 @@ def write_results(
         "machine": machine(),
     }
     write_whole(output, json.dumps(strict({**about, **results}), indent=2) + "\n")
-    console.print(f"written: {output}")
+    console.print(f"written: {output}", soft_wrap=True)

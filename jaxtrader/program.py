@@ -324,6 +324,19 @@ class Program:
         hyper, n = self.placement.everywhere((hyper, n))
         return _run_updates(self.learner, self.placement, agents, tables, params, hyper, n)
 
+    def lower_updates(self, num_seeds: int) -> jax.stages.Lowered:
+        """What `run_updates` compiles for so many seeds; nothing is computed or allocated.
+
+        For programs that are on one device.
+        """
+        params = jax.eval_shape(lambda: self.params["train"])
+        hyper = jax.eval_shape(lambda: hyperparameters(self.config, 1))
+        keys = jax.eval_shape(lambda: agent_keys(self.dataset.symbols, tuple(range(num_seeds))))
+        agents = _initialize.eval_shape(self.learner, self.placement, keys, params, hyper)
+        tables = _embed.eval_shape(self.learner, self.placement, agents.params, params)
+        n = jax.ShapeDtypeStruct((), jnp.int32)
+        return _run_updates.lower(self.learner, self.placement, agents, tables, params, hyper, n)
+
     def play(
         self,
         params: Any,
