@@ -29,8 +29,11 @@ from benchmarks import learning
 from benchmarks.peers import comparison, race, rows
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.windowed import (
-    ConvolutionActorCritic,
+    ConvolutionEncoder,
+    DenseEncoder,
+    PairingEncoder,
     Rows,
+    WindowActorCritic,
     WindowedPPO,
     windowed_loss,
     windowed_policy,
@@ -68,11 +71,19 @@ def windows_ending(bars: np.ndarray, symbols: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------- windowed JAX
 
 
-@pytest.mark.parametrize("convolution", [False, True])
-def test_the_windowed_loss_and_its_gradient_are_those_of_ppo_loss(convolution: bool) -> None:
+def of_convolution(encoder: Any) -> Any:
+    """A kernel [2 F, C] of the library is a kernel [2, F, C] of the convolution."""
+    return {
+        name: {**layer, "kernel": layer["kernel"].reshape(2, -1, layer["kernel"].shape[-1])}
+        for name, layer in encoder.items()
+    }
+
+
+@pytest.mark.parametrize("encoder", [DenseEncoder, ConvolutionEncoder, PairingEncoder])
+def test_the_windowed_loss_and_its_gradient_are_those_of_ppo_loss(encoder: Any) -> None:
     """On five blocks of six steps each, or the same steps as thirty rows in another order."""
-    networks = (ConvolutionActorCritic if convolution else ActorCritic)(NETWORKS.config)
-    params = new_params(networks, 1)
+    networks = WindowActorCritic(NETWORKS.config, encoder)
+    params = new_params(NETWORKS, 1)
     rng = np.random.default_rng(2)
     symbol, first = rng.integers(0, 2, 5), rng.integers(WINDOW - 1, 30, 5)
     mask = rng.random((5, 6, 7)) < 0.7
@@ -103,10 +114,12 @@ def test_the_windowed_loss_and_its_gradient_are_those_of_ppo_loss(convolution: b
 
     @jax.jit
     def ours(params: Any) -> Any:
-        return ppo_loss(params, networks, MARKET, blocks, ppo, entropy_coef)[0]
+        return ppo_loss(params, NETWORKS, MARKET, blocks, ppo, entropy_coef)[0]
 
     @jax.jit
     def theirs(params: Any) -> Any:
+        if encoder is ConvolutionEncoder:
+            params = {**params, "encoder": of_convolution(params["encoder"])}
         return windowed_loss(params, networks, dealt, ppo, entropy_coef)
 
     loss, gradient = jax.value_and_grad(ours)(params)
@@ -120,22 +133,13 @@ def test_the_windowed_loss_and_its_gradient_are_those_of_ppo_loss(convolution: b
         np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=1e-6)
 
 
-def test_the_two_encoders_of_the_windowed_peer_are_one_function() -> None:
-    """A kernel [2 F, C] of the library is a kernel [2, F, C] of the convolution."""
-    networks = ConvolutionActorCritic(NETWORKS.config)
-    params = new_params(NETWORKS, 1)
-    reshaped = {
-        name: {"kernel": layer["kernel"].reshape(2, -1, 8), "bias": layer["bias"] + 0.1}
-        for name, layer in params["encoder"].items()
-    }
-    params["encoder"] = jax.tree.map(lambda x: x + 0.1 if x.ndim == 1 else x, params["encoder"])
-    expected = NETWORKS.encode(params, MARKET.features)
-    np.testing.assert_allclose(
-        networks.encode({"encoder": reshaped}, MARKET.features), expected, rtol=1e-4, atol=1e-5
-    )
-    assert jax.tree.map(jnp.shape, new_params(networks, 0)["encoder"]) == jax.tree.map(
-        jnp.shape, reshaped
-    )
+@pytest.mark.parametrize("encoder", [DenseEncoder, ConvolutionEncoder, PairingEncoder])
+def test_the_encoders_of_the_windowed_peer_start_with_our_shapes(encoder: Any) -> None:
+    made = new_params(WindowActorCritic(NETWORKS.config, encoder), 0)["encoder"]
+    expected = new_params(NETWORKS, 0)["encoder"]
+    if encoder is ConvolutionEncoder:
+        expected = of_convolution(expected)
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, expected)
 
 
 def test_the_windowed_rollout_bootstraps_from_the_observation_before_the_reset() -> None:

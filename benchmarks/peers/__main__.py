@@ -16,6 +16,7 @@ compute, which flatters us.
     gym-trading-env          the same on another trading environment
     *-frozen, *-embedded     frozen encoder on both sides
     windowed, windowed-conv  PPO in JAX as it is usually written
+    windowed-pairing         the same with as little arithmetic as windows can do with
     cartpole                 gymnax's CartPole against our environment, both without learning
 
 Peers are optional: `pip install -e '.[peers]'`; a row whose packages are missing says so. Exit
@@ -54,7 +55,8 @@ class Arguments:
     only: tuple[
         Literal[
             "sb3-dummy", "sb3-subproc", "sb3-vector", "gym-trading-env", "sb3-dummy-frozen",
-            "sb3-dummy-embedded", "sb3-vector-embedded", "windowed", "windowed-conv", "cartpole",
+            "sb3-dummy-embedded", "sb3-vector-embedded", "windowed", "windowed-conv",
+            "windowed-pairing", "cartpole",
         ],
         ...,
     ] = ()  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from agents.networks import ActorCritic
 from benchmarks.peers.comparison import Contender, Row
 from benchmarks.throughput import start_walk, walk
 from envs.trading import TradingParams
@@ -50,12 +49,20 @@ def ours(config: TrainingConfig, market: Dataset, *, frozen: bool = False) -> Co
     return Contender(advance)
 
 
-def windowed(config: TrainingConfig, market: Dataset, *, convolution: bool = False) -> Contender:
+def windowed(
+    config: TrainingConfig,
+    market: Dataset,
+    *,
+    encoder: Literal["DenseEncoder", "ConvolutionEncoder", "PairingEncoder"],
+) -> Contender:
     """`benchmarks.peers.windowed` on the same market."""
-    from benchmarks.peers.windowed import ConvolutionActorCritic, WindowedPPO
+    from benchmarks.peers import windowed as peer_module
+    from benchmarks.peers.windowed import WindowActorCritic, WindowedPPO
 
+    if encoder == "PairingEncoder":
+        peer_module.check_that_neighbours_pair(config.network)
     program = build_program(config, market)
-    networks = (ConvolutionActorCritic if convolution else ActorCritic)(config.network)
+    networks = WindowActorCritic(config.network, getattr(peer_module, encoder))
     peer = WindowedPPO(program.learner.env, networks, config.ppo)
     params, hyper = _first_symbol(program), hyperparameters(config, _TOTAL_UPDATES)
     state = jax.jit(peer.init)(jax.random.key(0), params, hyper)
@@ -176,16 +183,27 @@ def rows(cartpole_envs: Sequence[int]) -> list[Row]:
         Row(
             name="windowed",
             ours=ours,
-            peer=windowed,
+            peer=partial(windowed, encoder="DenseEncoder"),
             bar=10.0,
-            differs=(_WINDOWS,),
+            differs=(_WINDOWS, "flax's dense layers on pairs of rows for an encoder"),
         ),
         Row(
             name="windowed-conv",
             ours=ours,
-            peer=partial(windowed, convolution=True),
+            peer=partial(windowed, encoder="ConvolutionEncoder"),
             bar=10.0,
             differs=(_WINDOWS, "flax's dilated nn.Conv for an encoder"),
+        ),
+        Row(
+            name="windowed-pairing",
+            ours=ours,
+            peer=partial(windowed, encoder="PairingEncoder"),
+            bar=None,
+            differs=(
+                _WINDOWS,
+                "of a window only what its last embedding needs is computed, as we have it done in "
+                "torch; this needs windows that are powers of two",
+            ),
         ),
         *(
             Row(

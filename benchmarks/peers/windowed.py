@@ -18,11 +18,21 @@ from flax import struct
 
 from agents.advantages import gae
 from agents.learner import Hyperparameters
-from agents.networks import ActorCritic, Params, entropy, log_prob, root_mean_square_normalized
+from agents.networks import (
+    ActorCritic,
+    NetworkConfig,
+    Params,
+    entropy,
+    log_prob,
+    root_mean_square_normalized,
+)
 from agents.normalize import ReturnScale, new_return_scale, normalize_rewards, update_return_scale
 from agents.ppo import PPOParams, optimizer
 from envs.trading import NUM_ACCOUNT_FEATURES, TradingEnv, TradingParams, TradingState
 from jaxtrader.config import PPOConfig
+from jaxtrader.errors import ConfigError
+
+_ORTHOGONAL = nn.initializers.orthogonal(2.0**0.5)
 
 
 @struct.dataclass
@@ -49,8 +59,8 @@ class WindowedState:
     return_scale: ReturnScale
 
 
-class ConvolutionEncoder(nn.Module):
-    """`agents.networks.MarketEncoder` with flax's dilated convolution."""
+class DenseEncoder(nn.Module):
+    """`agents.networks.MarketEncoder` of flax's dense layers, each on a row and an earlier one."""
 
     channels: int
     dilations: tuple[int, ...]
@@ -60,26 +70,70 @@ class ConvolutionEncoder(nn.Module):
         """f32[..., L, F] to f32[..., L - R + 1, channels]."""
         x = features
         for layer, dilation in enumerate(self.dilations):
-            conv = nn.Conv(
-                self.channels,
-                kernel_size=(2,),
-                kernel_dilation=(dilation,),
-                padding="VALID",
-                kernel_init=nn.initializers.orthogonal(2.0**0.5),
-                name=f"layer_{layer}",
-            )
-            y = nn.relu(conv(x))
+            y = nn.relu(self.joined(x, dilation, f"layer_{layer}"))
             x = y if layer == 0 else y + x[..., dilation:, :]
         return root_mean_square_normalized(x)
 
+    def joined(self, x: jax.Array, dilation: int, name: str) -> jax.Array:
+        both = jnp.concatenate([x[..., :-dilation, :], x[..., dilation:, :]], axis=-1)
+        return nn.Dense(self.channels, kernel_init=_ORTHOGONAL, name=name)(both)
+
+
+class ConvolutionEncoder(DenseEncoder):
+    """The same with flax's dilated convolution."""
+
+    def joined(self, x: jax.Array, dilation: int, name: str) -> jax.Array:
+        return nn.Conv(
+            self.channels,
+            kernel_size=(2,),
+            kernel_dilation=(dilation,),
+            padding="VALID",
+            kernel_init=_ORTHOGONAL,
+            name=name,
+        )(x)
+
+
+class PairingEncoder(nn.Module):
+    """The same on windows alone, of which only the last embedding counts.
+
+    With dilations of 1, 2, 4, ... that depends on every second row of each layer's output:
+    neighbours are paired and nothing else is computed, a third of the arithmetic.
+    """
+
+    channels: int
+    dilations: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """f32[..., R, F] to f32[..., 1, channels]."""
+        x = features
+        for layer in range(len(self.dilations)):
+            pairs = x.reshape(*x.shape[:-2], x.shape[-2] // 2, -1)
+            dense = nn.Dense(self.channels, kernel_init=_ORTHOGONAL, name=f"layer_{layer}")
+            y = nn.relu(dense(pairs))
+            x = y if layer == 0 else y + x[..., 1::2, :]
+        return root_mean_square_normalized(x)
+
+
+def check_that_neighbours_pair(network: NetworkConfig) -> None:
+    """Raises ConfigError for dilations that do not double."""
+    doubling = tuple(2**layer for layer in range(len(network.dilations)))
+    if network.dilations != doubling:
+        raise ConfigError(
+            f"network.dilations = {network.dilations}: this peer's encoder pairs neighbours, for "
+            f"which dilations must double: {doubling}"
+        )
+
 
 @dataclass(frozen=True)
-class ConvolutionActorCritic(ActorCritic):
-    """The library's networks with that encoder."""
+class WindowActorCritic(ActorCritic):
+    """The library's networks with another encoder."""
+
+    encoder: type[nn.Module] = DenseEncoder
 
     @property
-    def _encoder(self) -> ConvolutionEncoder:
-        return ConvolutionEncoder(self.config.channels, self.config.dilations)
+    def _encoder(self) -> nn.Module:
+        return self.encoder(self.config.channels, self.config.dilations)  # type: ignore[call-arg]
 
     def init(self, key: jax.Array, num_features: int) -> Params:
         bars = jnp.zeros((self.receptive_field, num_features))
