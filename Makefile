@@ -6,7 +6,7 @@ EXTRAS ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
-TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH := $(sort $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml))
 
 # A set-up is done when its stamp exists. The stamp's name holds a checksum of what was asked for,
 # so a changed pyproject.toml (or EXTRAS) asks for another stamp.
