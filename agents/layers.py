@@ -70,8 +70,8 @@ def _causal_forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, dilation: 
     halves = jnp.concatenate(jnp.split(kernel, 2), axis=1)
     product = x @ halves
     past, present = product[..., :-dilation, :size], product[..., dilation:, size:]
-    y = nn.relu(past + present + bias)
-    return y, (x, halves, y > 0)
+    y = past + present + bias
+    return nn.relu(y), (x, halves, y > 0)
 
 
 def _causal_backward(

@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from agents.layers import Affine, Causal
 from envs.actions import NUM_ACTIONS, Action
@@ -17,7 +16,6 @@ from envs.trading import NUM_ACCOUNT_FEATURES
 Params = dict[str, Any]
 
 NORM_EPSILON = 1e-6
-LAYER = "encoder_layer"  # name under which gradient checkpointing keeps a layer's output
 
 ILLEGAL_LOGIT = -1e9  # finite, so that neither entropies nor gradients meet inf - inf
 
@@ -38,7 +36,8 @@ class NetworkConfig:
     frozen_encoder: bool = False  # the encoder stays as it is; training then costs the heads alone
     # Of the arithmetic in training. Parameters, evaluation and export are float32 in any case.
     precision: Literal["float32", "bfloat16"] = "float32"
-    # Recompute activations in the backward pass: less memory for about a third more arithmetic.
+    # Recompute activations in the backward pass: less memory for about a third more arithmetic. On
+    # a CPU neither: XLA's compiler for it merges the second forward pass with the first.
     gradient_checkpointing: bool = False
 
     @property
@@ -83,7 +82,7 @@ class MarketEncoder(nn.Module):
                 dilation=dilation,
                 name=f"layer_{layer}",
             )(x)
-            x = checkpoint_name(y if layer == 0 else y + x[..., dilation:, :], LAYER)
+            x = y if layer == 0 else y + x[..., dilation:, :]
         # Squares of bfloat16 would lose what the mean is made of.
         return root_mean_square_normalized(x.astype(jnp.float32)).astype(x.dtype)
 
@@ -156,8 +155,7 @@ class ActorCritic:
             return cast(jax.Array, MarketEncoder(self.config).apply({"params": params}, features))
 
         if self.config.gradient_checkpointing:
-            policy = jax.checkpoint_policies.save_only_these_names(LAYER)
-            apply = jax.checkpoint(apply, policy=policy)
+            apply = jax.checkpoint(apply)
         return apply(params["encoder"], features)
 
     def heads(

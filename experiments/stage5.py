@@ -41,7 +41,7 @@ from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents, random_st
 from jaxtrader.evaluation.foresight import ForesightCeiling, foresight_ceiling
 from jaxtrader.files import new_folder, timestamp, write_whole
 from jaxtrader.gates import gate_table
-from jaxtrader.hosts import is_first, join_hosts, to_host
+from jaxtrader.hosts import agreed, is_first, join_hosts, to_host
 from jaxtrader.outputs import OutputLayout
 from jaxtrader.program import Program, build_program
 from jaxtrader.reporting.figures import equity_figure
@@ -232,7 +232,7 @@ def train_agents(
     if arguments.extend_to is None:
         return run, None
     cleared = cleared_gates(run, steps)
-    if not all(cleared.values()):
+    if not agreed(all(cleared.values())):  # after a resume the first alone knows what came before
         missing = ", ".join(name for name, ok in cleared.items() if not ok)
         console.print(f"not extended: entropy or voluntary trade rate not cleared by {missing}")
         return run, None

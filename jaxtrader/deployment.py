@@ -60,7 +60,7 @@ def _observe(
     num_steps: int,
 ) -> Observations:
     """`num_steps` steps in each of `num_envs` environments of every agent, [S, K, M, ...]."""
-    block = learner.shape.block_length
+    networks, block = learner.networks.full_precision, learner.shape.block_length
     blocks = num_steps // block
 
     def agent(agent: tuple[Any, jax.Array], trading: TradingParams) -> Observations:
@@ -68,12 +68,12 @@ def _observe(
         key_start, key_collect = jax.random.split(key)
         walkers = start_walkers(key_start, learner.env, trading, num_envs, block, recorded_envs=0)
         _, rollout = collect(
-            key_collect, learner.networks, params, learner.env, trading, walkers, blocks, block
+            key_collect, networks, params, learner.env, trading, walkers, blocks, block
         )
         bar = rollout.first_bar[:, None] + jnp.arange(block)[:, None]
-        table = learner.networks.encode_market(params, trading.market)
-        embedding = learner.networks.embedding_at(table, rollout.symbol[:, None], bar)
-        logits, value = learner.networks.heads(params, embedding, rollout.account, rollout.mask)
+        table = networks.encode_market(params, trading.market)
+        embedding = networks.embedding_at(table, rollout.symbol[:, None], bar)
+        logits, value = networks.heads(params, embedding, rollout.account, rollout.mask)
 
         def flat(x: jax.Array) -> jax.Array:
             return x.reshape(-1, *x.shape[3:])

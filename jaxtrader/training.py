@@ -123,7 +123,7 @@ def train(
         kept = (
             "the state is saved. Go on with the same command and --resume, or in Python with "
             "jaxtrader.train(..., resume=True)"
-            if run.checkpoints
+            if anywhere(bool(run.checkpoints))
             else "nothing is saved, for no output folder was given; what there is, is the `run` of "
             "this exception"
         )
