@@ -4,6 +4,7 @@ What autodiff makes of them transposes an activation before every product with i
 of its input; on a CPU these copies cost as much as a third of the arithmetic.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,9 +16,17 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
+_NARROW = 8  # columns
+
+
 def _kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """Sum over all leading axes of the outer products of x [..., K] and g [..., N]: [K, N]."""
-    return jax.lax.dot_general(_rows(x), _rows(g), (((0,), (0,)), ((), ())))
+    x, g = _rows(x), _rows(g)
+    if g.shape[-1] <= _NARROW:
+        # XLA has no fast product on a CPU for so few columns, and would undo the transposition.
+        turned = jax.lax.optimization_barrier(g.T)
+        return jax.lax.optimization_barrier(turned @ x).T
+    return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())))
 
 
 def _input_gradient(g: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -95,15 +104,16 @@ class Affine(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: str = "float32"
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., K] to [..., size]."""
-        return affine(*self._cast(x, x.shape[-1]))
+        return affine(x.astype(self.dtype), *self.parameters(x.shape[-1]))
 
-    def _cast(self, x: jax.Array, inputs: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    @nn.compact
+    def parameters(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel [inputs, size] and bias [size]."""
         kernel = self.param("kernel", self.kernel_init, (inputs, self.size))
         bias = self.param("bias", self.bias_init, (self.size,))
-        return x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Causal(Affine):
@@ -111,7 +121,13 @@ class Causal(Affine):
 
     dilation: int = 1
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., L, K] to [..., L - dilation, size]."""
-        return causal(*self._cast(x, 2 * x.shape[-1]), self.dilation)
+        return causal(x.astype(self.dtype), *self.parameters(2 * x.shape[-1]), self.dilation)
+
+
+def abreast(layers: Sequence[Affine], x: jax.Array) -> jax.Array:
+    """What each layer makes of x [..., K], side by side: one wide product is faster than many."""
+    kernels, biases = zip(*[layer.parameters(x.shape[-1]) for layer in layers], strict=True)
+    x = x.astype(layers[0].dtype)
+    return affine(x, jnp.concatenate(kernels, axis=-1), jnp.concatenate(biases))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from agents.layers import Affine, Causal
+from agents.layers import Affine, Causal, abreast
 from envs.actions import NUM_ACTIONS, Action
 from envs.market import Market
 from envs.trading import NUM_ACCOUNT_FEATURES
@@ -97,14 +97,14 @@ class PolicyHeads(nn.Module):
         """([..., D], f32[..., A]) to logits f32[..., 7], not yet masked, and value f32[...]."""
         config = self.config
 
-        def hidden(size: int, name: str, x: jax.Array) -> jax.Array:
+        def layer(size: int, name: str) -> Affine:
             init = nn.initializers.orthogonal(2.0**0.5)
-            return nn.relu(Affine(size, init, dtype=config.precision, name=name)(x))
+            return Affine(size, init, dtype=config.precision, name=name)
 
-        own = hidden(config.account_hidden, "account", account)
+        own = nn.relu(layer(config.account_hidden, "account")(account))
         joint = jnp.concatenate([embedding.astype(own.dtype), own], axis=-1)
-        actor = hidden(config.hidden, "actor_hidden", joint)
-        critic = hidden(config.hidden, "critic_hidden", joint)
+        hidden = [layer(config.hidden, f"{name}_hidden") for name in ("actor", "critic")]
+        actor, critic = jnp.split(nn.relu(abreast(hidden, joint)), 2, axis=-1)
         # What the loss compares is float32: a logit of bfloat16 has three digits.
         prior = jnp.zeros(NUM_ACTIONS).at[Action.HOLD].set(config.hold_bias)
         actor_init = nn.initializers.orthogonal(config.actor_gain)
