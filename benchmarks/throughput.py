@@ -94,19 +94,22 @@ def walk(learner: Learner, params: TradingParams, walk: Walk, key: jax.Array) ->
 
     def step(walk: Walk, inputs: tuple[jax.Array, Quote]) -> tuple[Walk, jax.Array]:
         (state, sums), (action, quote) = walk, inputs
+        state = new_accounts(env, state, env.is_terminated(state, params))
         account = account_features(state, params, quote.close)
         mask = action_mask(state, params, quote.close)
         after, outcome = advance(state, action, quote, params)
         sums += account.sum(axis=-1) + mask.sum(axis=-1) + outcome.reward
-        return (new_accounts(env, after, outcome.terminated), sums), outcome.truncated
+        return (after, sums), outcome.truncated
 
     def block(carry: tuple[jax.Array, Walk], _: None) -> tuple[tuple[jax.Array, Walk], None]:
         key, walk = carry
         key, key_actions, key_starts = jax.random.split(key, 3)
         bars = walk[0].bar + jnp.arange(length)[:, None]
-        actions = jax.random.randint(key_actions, bars.shape, 0, NUM_ACTIONS)
+        # One random number an action, as in training; `randint` draws two.
+        actions = jnp.int32(NUM_ACTIONS * jax.random.uniform(key_actions, bars.shape))
         quotes = env.quote(walk[0].symbol, bars, params)
         (state, sums), truncated = jax.lax.scan(step, walk, (actions, quotes))
+        state = new_accounts(env, state, env.is_terminated(state, params))
         return (key, (new_episodes(key_starts, env, params, state, truncated[-1]), sums)), None
 
     return jax.lax.scan(block, (key, walk), length=learner.shape.num_blocks)[0][1]

@@ -221,7 +221,7 @@ def rows(cartpole_envs: Sequence[int]) -> list[Row]:
 
 def _steps_per_call(num_envs: int) -> int:
     """Of each environment, a power of two: enough for a call to be worth making, and not long."""
-    return min(max(2**22 >> (num_envs - 1).bit_length(), 64), 4096)
+    return min(max(2**22 >> (num_envs - 1).bit_length(), 256), 4096)
 
 
 def _first_symbol(program: Program) -> TradingParams:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnax
 import jax
+import jax.numpy as jnp
 
 from benchmarks.peers.comparison import Contender
 
@@ -25,7 +26,8 @@ def cartpole(num_envs: int, num_steps: int) -> Contender:
         def step(carry: Any, key: jax.Array) -> Any:
             _, state = carry
             key_action, key_step = jax.random.split(key)
-            actions = jax.random.randint(key_action, (num_envs,), 0, env.num_actions)
+            # As ours are drawn; `randint` draws two numbers an action.
+            actions = jnp.int32(env.num_actions * jax.random.uniform(key_action, (num_envs,)))
             keys = jax.random.split(key_step, num_envs)
             observation, state, *_ = jax.vmap(env.step, (0, 0, 0, None))(
                 keys, state, actions, params
