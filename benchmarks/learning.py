@@ -4,6 +4,8 @@
     python -m benchmarks.learning --markets all          # the whole family
     python -m benchmarks.learning --reward professional  # another reward, judged by money alike
     python -m benchmarks.learning --markets null         # nothing to learn: nothing may be gained
+    python -m benchmarks.learning --config throughput    # a preset, or settings of your own
+    python -m benchmarks.learning --precision bfloat16   # what half the digits cost
     python -m benchmarks.learning --peers --seeds 1 2    # who is first: ours or Stable-Baselines3
 
 A planted market is a Markov chain that moves prices and shows in the features, so the best that any
@@ -28,7 +30,7 @@ from scipy import stats
 
 from benchmarks.measure import write_results
 from benchmarks.peers.race import race
-from jaxtrader.config import PPOConfig, TrainingConfig, replace_settings
+from jaxtrader.config import PPOConfig, TrainingConfig, load_config, replace_settings
 from jaxtrader.data.planted import PROBES, null, planted_dataset
 from jaxtrader.errors import ConfigError, JaxtraderError
 from jaxtrader.evaluation.probes import (
@@ -77,7 +79,11 @@ class Arguments:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Seeds, trained together in one program. The null market has 20 histories and one seed."""
     timesteps: int | None = None
-    """Environment steps of each seed. Default: by market (see LESSONS)."""
+    """Environment steps of each seed. Default: by market (see LESSONS), or those of --config."""
+    config: Path | None = None
+    """YAML file with settings, or the name of a preset. Default: settings by market (LESSONS)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic in training; judged is in float32."""
     history: int = 1
     """Which history of the markets to learn and to be judged on. The settings were chosen on 0."""
     reward: Literal["log_wealth", "professional", "differential_sharpe"] = "log_wealth"
@@ -181,7 +187,6 @@ def main(argv: list[str] | None = None) -> int:
     use_full_precision()
     use_cpu_cores(len(arguments.seeds))
     console = Console()
-    config = replace_settings(TrainingConfig(), "reward", preset=arguments.reward)
     family = [*PROBES] if arguments.peers else [*PROBES, "null"]
     names = family if "all" in arguments.markets else list(arguments.markets)
     rows = []
@@ -192,8 +197,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--peer-seconds {arguments.peer_seconds}: give more than 0")
         if arguments.peers and "null" in names:
             raise ConfigError("--peers: on the null market there is nothing to reach")
+        config = TrainingConfig() if arguments.config is None else load_config(arguments.config)
+        config = replace_settings(config, "reward", preset=arguments.reward)
+        config = replace_settings(config, "network", precision=arguments.precision)
         for name in names:
             lesson = LESSONS[name]
+            if arguments.config is not None:
+                lesson = Lesson(config.ppo.total_timesteps)
             settings = replace_settings(config, "ppo", **lesson.ppo)
             steps = arguments.timesteps or lesson.timesteps
             if arguments.peers:
