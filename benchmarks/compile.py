@@ -4,8 +4,8 @@
     python -m benchmarks.compile --seeds 1 16 --config throughput
 
 For each number of seeds a fresh process trains one update on the embedded synthetic market, first
-with an empty cache, then with the cache that it left. Seconds are from before the process was
-started. Compiling is what the first update took beyond the second.
+with an empty cache, then with the cache that it left; medians over turns. Seconds are from before
+the process was started. Compiling is what the first update took beyond the second.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +36,8 @@ class Arguments:
 
     seeds: tuple[int, ...] = (1, 16)
     """Numbers of seeds; two rows each."""
+    repeats: int = 3
+    """Turns, of which the median counts."""
     config: Path = field(default_factory=default_config_path)
     """YAML file with settings, or the name of a preset."""
     output: Path | None = None
@@ -113,23 +117,34 @@ def start(config: Path, num_seeds: int, cache: Path, name: str) -> Start:
     )
 
 
+def medians(starts: Sequence[Start]) -> list[Start]:
+    """One start for each number of seeds and state of the cache, in the order of the first."""
+    frame = pd.DataFrame(asdict(one) for one in starts)
+    found = frame.groupby(["seeds", "cache"], sort=False, as_index=False).median()
+    return [Start(**row) for row in found.to_dict("records")]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmarks.compile")
     console = Console()
-    rows = []
+    starts = []
     try:
         if not arguments.seeds or min(arguments.seeds) < 1:
             raise ConfigError(f"--seeds {arguments.seeds}: give 1 or more each")
+        if arguments.repeats < 1:
+            raise ConfigError(f"--repeats {arguments.repeats}: give at least 1")
         config = load_config(arguments.config)
-        for seeds in arguments.seeds:
+        turns = [seeds for _ in range(arguments.repeats) for seeds in arguments.seeds]
+        for turn, seeds in enumerate(turns, start=1):
             with tempfile.TemporaryDirectory() as folder:
                 for name in ("cold", "warm"):
-                    with console.status(f"{seeds} seeds, {name}"):
-                        rows.append(start(arguments.config, seeds, Path(folder), name))
+                    with console.status(f"{turn} of {len(turns)}: {seeds} seeds, {name}"):
+                        starts.append(start(arguments.config, seeds, Path(folder), name))
     except JaxtraderError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
+    rows = medians(starts)
     table = Table("seeds", "cache", "imports", "program", "agents", "first update", "compiling")
     for row in rows:
         seeds, cache, *seconds = asdict(row).values()
@@ -148,7 +163,12 @@ def main(argv: list[str] | None = None) -> int:
     write_results(
         arguments.output,
         "compile",
-        {"config": config.to_dict(), "rows": [asdict(row) for row in rows]},
+        {
+            "repeats": arguments.repeats,
+            "config": config.to_dict(),
+            "rows": [asdict(row) for row in rows],
+            "starts": [asdict(one) for one in starts],
+        },
         console,
     )
     return 0

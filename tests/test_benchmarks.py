@@ -13,10 +13,11 @@ import small_runs
 import yaml
 from matplotlib.image import imread
 
-from benchmarks import compile, memory, throughput
+from benchmarks import compile, learning, memory, throughput
 from benchmarks.costs import Ceilings, Cost, costs, matmul_flops, measured_ceilings
 from envs.actions import Action
 from jaxtrader.config import TrainingConfig, replace_settings
+from jaxtrader.errors import ConfigError
 from jaxtrader.program import build_program, hyperparameters
 
 CONFIG = small_runs.CONFIG
@@ -277,7 +278,8 @@ def test_memory_grows_as_shapes_say(tmp_path: Path) -> None:
 def test_a_second_start_compiles_less(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "compile.json"
     config = small_config(tmp_path)
-    assert compile.main(["--config", config, "--seeds", "1", "--output", str(output)]) == 0
+    arguments = ["--config", config, "--seeds", "1", "--repeats", "1", "--output", str(output)]
+    assert compile.main(arguments) == 0
     cold, warm = json.loads(output.read_text())["rows"]
     assert (cold["cache"], warm["cache"]) == ("cold", "warm")
     for row in (cold, warm):
@@ -286,11 +288,49 @@ def test_a_second_start_compiles_less(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "first update" in capsys.readouterr().out
 
 
+def test_of_several_starts_the_medians_count() -> None:
+    """Also where one process was held up."""
+    times = [(16, "cold", 3.0), (16, "warm", 1.0), (1, "cold", 2.0)]
+    starts = [
+        compile.Start(seeds, cache, 0.1, 0.2, 0.3, at * factor, at)
+        for factor in (1.0, 50.0, 2.0)
+        for seeds, cache, at in times
+    ]
+    found = [(row.seeds, row.cache, row.update) for row in compile.medians(starts)]
+    assert found == [(16, "cold", 6.0), (16, "warm", 2.0), (1, "cold", 4.0)]
+
+
 def test_a_start_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = tmp_path / "wrong.yaml"
     config.write_text("ppo: {num_envs: 3, rollout_steps: 10, batch_size: 7}\n")
     assert compile.main(["--config", str(config), "--seeds", "1"]) == 2
     assert "not a multiple of batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "timesteps", "num_envs", "precision"),
+    [
+        ([], 400_000, 8, "float32"),
+        (["--precision", "bfloat16"], 400_000, 8, "bfloat16"),
+        (["--markets", "faint"], 4_000_000, 64, "float32"),
+        (["--markets", "faint", "--config", "guide"], 5_242_880, 128, "float32"),
+        (["--config", "throughput"], 50_331_648, 2048, "float32"),
+        (["--config", "throughput", "--timesteps", "7"], 7, 2048, "float32"),
+    ],
+)
+def test_what_a_market_is_learnt_with(
+    monkeypatch, arguments: list[str], timesteps: int, num_envs: int, precision: str
+) -> None:
+    """A lesson's own settings, unless there are others. Nothing is learnt here."""
+    asked = []
+
+    def not_learnt(market, seeds, timesteps, config, **_):
+        asked.append((timesteps, config.ppo.num_envs, config.network.precision))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(learning, "learn_probe", not_learnt)
+    assert learning.main(arguments) == 2
+    assert asked == [(timesteps, num_envs, precision)]
 
 
 @pytest.mark.parametrize(
@@ -304,6 +344,7 @@ def test_a_start_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixtu
         (memory, ["--config", "none.yaml"], "none.yaml: cannot be read"),
         (compile, ["--seeds", "0"], "--seeds (0,)"),
         (compile, ["--seeds"], "--seeds ()"),
+        (compile, ["--repeats", "0"], "--repeats 0"),
     ],
 )
 def test_bad_arguments_are_named(
