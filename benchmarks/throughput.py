@@ -261,8 +261,12 @@ def draw(path: Path, sweeps: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
                 where = at.index(knee(rows, column))
                 ax.plot(at[where], rates[where], "o", markersize=10, mfc="none", c=line.get_color())
         ax.set_xlabel(sweep)
+        ax.set_xticks(at, [f"{each:,}" for each in at])
+        ax.minorticks_off()
         ax.grid(which="major", alpha=0.3)
     axes[0].set_ylabel("steps per second")
+    if "envs" in sweeps:
+        axes[0].plot([], [], "o", markersize=10, mfc="none", c="grey", label="knee")
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
