@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import tyro
@@ -121,7 +122,8 @@ def medians(starts: Sequence[Start]) -> list[Start]:
     """One start for each number of seeds and state of the cache, in the order of the first."""
     frame = pd.DataFrame(asdict(one) for one in starts)
     found = frame.groupby(["seeds", "cache"], sort=False, as_index=False).median()
-    return [Start(**row) for row in found.to_dict("records")]
+    rows: list[Any] = found.to_dict("records")
+    return [Start(**row) for row in rows]
 
 
 def main(argv: list[str] | None = None) -> int:

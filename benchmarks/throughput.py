@@ -253,8 +253,8 @@ def draw(path: Path, sweeps: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     figure = Figure(figsize=(4.2 * len(sweeps), 3.8), layout="constrained")
     axes = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)[0]
     for ax, (sweep, rows) in zip(axes, sweeps.items(), strict=True):
+        at = [row[sweep] for row in rows]
         for column, title in TITLES.items():
-            at = [row[sweep] for row in rows]
             rates = [row["columns"][column]["steps_per_second"] for row in rows]
             [line] = ax.loglog(at, rates, "o-", markersize=4, label=title)
             if sweep == "envs":
