@@ -210,12 +210,17 @@ class ActorCritic:
             return self.encode(params, features)
 
         if table is None:
-            if num_blocks * (context + length) < market.num_symbols * market.num_bars:
+            if not self.table_is_less(market, num_blocks, length):
                 return encoded
             table = self.encode_market(params, market)
         return lambda symbol, first_bar: self.embedding_at(
             table, symbol[..., None], bars_of(first_bar, length)
         )
+
+    def table_is_less(self, market: Market, num_blocks: int, length: int) -> bool:
+        """Whether the whole market is no more bars than so many blocks with their context."""
+        in_blocks = num_blocks * (self.receptive_field - 1 + length)
+        return market.num_symbols * market.num_bars <= in_blocks
 
     def embedding_at(self, table: jax.Array, symbol: jax.Array, bar: jax.Array) -> jax.Array:
         """Rows of `encode_market`'s table; NaN where the bar has no full window."""

@@ -1,6 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017) on blocks of contiguous bars."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from agents.advantages import gae
 from agents.networks import ActorCritic, Params, entropy, log_prob
+from agents.passes import in_passes
 from agents.rollout import Rollout
 from envs.market import Market
 
@@ -39,6 +41,7 @@ class PPOShape:
     blocks_per_minibatch: int
     normalize_rewards: bool
     env_shards: int = 1  # groups of environments that give every minibatch equal parts
+    passes: int = 1  # equal parts of a minibatch that go through the networks one after the other
 
     def __post_init__(self) -> None:
         if self.num_envs * self.num_blocks % self.blocks_per_minibatch:
@@ -50,6 +53,11 @@ class PPOShape:
             raise ValueError(
                 f"{self.num_envs} environments and minibatches of {self.blocks_per_minibatch} "
                 f"blocks cannot be dealt into {self.env_shards} equal groups"
+            )
+        if self.blocks_per_minibatch // self.env_shards % self.passes:
+            raise ValueError(
+                f"minibatches of {self.blocks_per_minibatch} blocks in {self.env_shards} groups "
+                f"cannot be dealt into {self.passes} equal passes"
             )
 
     @property
@@ -152,6 +160,7 @@ def ppo_loss(
     ppo: PPOParams,
     entropy_coef: jax.Array,
     table: jax.Array | None = None,
+    passes: int = 1,
 ) -> tuple[jax.Array, LossParts]:
     """Clipped surrogate, value error and entropy bonus over one minibatch.
 
@@ -159,29 +168,59 @@ def ppo_loss(
 
     Args:
       table: the market's embeddings, where the encoder is frozen and they have been made already.
+      passes: static; into which the blocks are dealt, see `in_passes`.
 
     Returns:
       (loss f32[], parts); `parts.grad_norm` is 0 here and filled in by the optimiser's step.
     """
     num_blocks, length = blocks.action.shape
-    encode = networks.block_encoder(params, market, num_blocks, length, table)
-    embedding = encode(blocks.symbol, blocks.first_bar)
+    advantage = blocks.advantage
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    blocks = replace(blocks, advantage=advantage)
+    embedding = None
+    if table is not None or networks.table_is_less(market, num_blocks, length):
+        encode = networks.block_encoder(params, market, num_blocks, length, table)
+        embedding = encode(blocks.symbol, blocks.first_bar)
+    coefficients = (ppo.clip_ratio, ppo.value_coef, entropy_coef)
+    loss, rest = partial(_loss, networks), (market, coefficients)
+    if passes == 1:
+        return loss(params, embedding, blocks, *rest)
+    return in_passes(loss, passes, params, embedding, blocks, rest)
+
+
+def _loss(
+    networks: ActorCritic,
+    params: Params,
+    embedding: jax.Array | None,
+    blocks: Blocks,
+    market: Market,
+    coefficients: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, LossParts]:
+    """`ppo_loss` of blocks whose advantages have been standardised.
+
+    Args:
+      embedding: f32[B, C, D]; None: to be made here.
+      coefficients: clip ratio, value coefficient, entropy coefficient.
+    """
+    clip_ratio, value_coef, entropy_coef = coefficients
+    if embedding is None:
+        num_blocks, length = blocks.action.shape
+        encode = networks.block_encoder(params, market, num_blocks, length)
+        embedding = encode(blocks.symbol, blocks.first_bar)
     logits, value = networks.heads(params, embedding, blocks.account, blocks.mask)
     log_ratio = log_prob(logits, blocks.action) - blocks.log_prob
     ratio = jnp.exp(log_ratio)
-    advantage = blocks.advantage
-    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    clipped = jnp.clip(ratio, 1.0 - ppo.clip_ratio, 1.0 + ppo.clip_ratio)
-    policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)
+    policy_loss = -jnp.mean(jnp.minimum(ratio * blocks.advantage, clipped * blocks.advantage))
     value_loss = 0.5 * jnp.mean((value - blocks.returns) ** 2)
     nats = jnp.mean(entropy(logits))
-    loss = policy_loss + ppo.value_coef * value_loss - entropy_coef * nats
+    loss = policy_loss + value_coef * value_loss - entropy_coef * nats
     parts = LossParts(
         policy_loss=policy_loss,
         value_loss=value_loss,
         entropy=nats,
         approx_kl=jnp.mean(jnp.expm1(log_ratio) - log_ratio),
-        clip_fraction=jnp.mean((jnp.abs(ratio - 1.0) > ppo.clip_ratio).astype(jnp.float32)),
+        clip_fraction=jnp.mean((jnp.abs(ratio - 1.0) > clip_ratio).astype(jnp.float32)),
         grad_norm=jnp.float32(0.0),
     )
     return loss, parts
@@ -234,7 +273,7 @@ def optimize(
 
     def loss_of(vector: jax.Array, batch: Blocks) -> tuple[jax.Array, LossParts]:
         params = {**unravel(vector), **frozen}
-        return ppo_loss(params, networks, market, batch, ppo, entropy_coef, table)
+        return ppo_loss(params, networks, market, batch, ppo, entropy_coef, table, shape.passes)
 
     grad = jax.value_and_grad(loss_of, has_aux=True)
 

@@ -26,7 +26,7 @@ class Footprint:
     agents: int  # parameters, optimisers, counters
     environments: int  # accounts
     rollout: int  # experience of one update, twice: as collected and as dealt into blocks
-    minibatch: int  # what the backward pass keeps of the forward pass
+    minibatch: int  # what the backward pass keeps of the forward pass, and its steps
     tables: int  # embeddings of frozen encoders
 
     @property
@@ -59,20 +59,24 @@ def footprint(program: Program, num_seeds: int) -> Footprint:
         return rollout, to_blocks(rollout, rollout.reward, rollout.value, shape.env_shards)
 
     rollout, blocks = jax.eval_shape(experience, key, state, trading)
-    minibatch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((shape.blocks_per_minibatch, *x.shape[1:]), x.dtype), blocks
-    )
 
-    def kept(params: Any, blocks: Any, trading: Any, hyper: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
-            coefficient = jnp.float32(0.0)
-            return ppo_loss(
-                params, learner.networks, trading.market, blocks, hyper.ppo, coefficient
-            )[0]
+    def of(count: int) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), blocks)
 
-        return jax.vjp(loss, params)[1]
+    def activations(blocks: Any, passes: int) -> Any:
+        def kept(params: Any, blocks: Any, trading: Any, hyper: Any) -> Any:
+            def loss(params: Any) -> jax.Array:
+                rest = (trading.market, blocks, hyper.ppo, jnp.float32(0.0), None, passes)
+                return ppo_loss(params, learner.networks, *rest)[0]
 
-    activations = jax.eval_shape(kept, state.params, minibatch, trading, hyper)
+            return jax.vjp(loss, params)[1]
+
+        return jax.eval_shape(kept, state.params, blocks, trading, hyper)
+
+    minibatch = of(shape.blocks_per_minibatch)
+    held = [minibatch, activations(minibatch, shape.passes)]
+    if shape.passes > 1:
+        held.append(activations(of(shape.blocks_per_minibatch // shape.passes), 1))
     mesh = placement.mesh.shape
     symbols = -(-len(program.dataset.symbols) // mesh["symbols"])
     agents = symbols * -(-num_seeds // mesh["seeds"])
@@ -85,7 +89,7 @@ def footprint(program: Program, num_seeds: int) -> Footprint:
         agents=agents * (_bytes(state) - environments),
         environments=agents * environments // groups,
         rollout=at_once * (_bytes(rollout) + _bytes(blocks)) // groups,
-        minibatch=at_once * (_bytes(activations) + _bytes(minibatch)) // groups,
+        minibatch=at_once * _bytes(held) // groups,
         tables=agents * _bytes(table),
     )
 
@@ -124,8 +128,13 @@ def advice(program: Program, num_seeds: int, limit: int | None) -> str:
         )
     changes = " ".join(f"--ppo.{name.replace('_', '-')} {n}" for name, n in settings.items())
     less = ""
-    if not program.config.network.gradient_checkpointing and parts.minibatch > parts.total / 4:
-        less = "; --network.gradient-checkpointing alone lowers what the minibatch takes"
+    steps = program.learner.shape.blocks_per_minibatch * program.learner.shape.block_length
+    half = steps // program.learner.shape.passes // 2
+    if parts.minibatch > parts.total / 4 and half:
+        less = (
+            f"; --ppo.microbatch-size {half} alone lowers what the minibatch takes, and changes "
+            "nothing else"
+        )
     return f"{found}. Lower {', '.join(settings)}: try {changes}{less}"
 
 

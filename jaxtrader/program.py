@@ -32,6 +32,7 @@ from jaxtrader.data.markets import split_market
 from jaxtrader.errors import ConfigError
 from jaxtrader.placement import Placement, device_mesh, over_agents
 
+CPU_MICROBATCH = 2048  # steps whose activations roughly fit a core's cache
 MAX_UPDATES_PER_CALL = 50  # length of the metrics buffer of one compiled call
 
 
@@ -64,6 +65,9 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
                 f"{name} = {value} is not a multiple of env_shards = {ppo.env_shards}: every "
                 "group of environments gives each minibatch the same number of blocks"
             )
+    steps_at_once = ppo.microbatch_size
+    if steps_at_once is None:
+        steps_at_once = CPU_MICROBATCH if jax.default_backend() == "cpu" else ppo.batch_size
     return PPOShape(
         num_envs=ppo.num_envs,
         num_blocks=ppo.rollout_steps // block,
@@ -71,8 +75,14 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
         num_epochs=ppo.num_epochs,
         blocks_per_minibatch=blocks_per_minibatch,
         env_shards=ppo.env_shards,
+        passes=_passes(blocks_per_minibatch // ppo.env_shards, steps_at_once // block),
         normalize_rewards=ppo.reward_normalization == "running_mean",
     )
+
+
+def _passes(blocks: int, most: int) -> int:
+    """The fewest equal parts of so many blocks with at most `most` each, or with one each."""
+    return next(n for n in range(1, blocks + 1) if blocks % n == 0 and blocks // n <= max(most, 1))
 
 
 def updates_for(config: TrainingConfig, total_timesteps: int) -> int:

@@ -45,11 +45,16 @@ def use_cpu_cores(parts: int) -> None:
     Args:
       parts: into which the work can be split: agents, times `ppo.env_shards`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = cpu_devices(parts, cores or 1)
+    devices = cpu_devices(parts, available_cores())
     if devices > 1:  # else whatever the user has set stands
         with contextlib.suppress(RuntimeError):  # JAX has been used before
             jax.config.update("jax_num_cpu_devices", devices)
+
+
+def available_cores() -> int:
+    """Cores of the CPU that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
 
 
 def cpu_devices(parts: int, cores: int) -> int:

@@ -186,6 +186,9 @@ def test_the_heads_are_two_small_perceptrons(params):
 class GivenOutputs:
     """Networks whose logits and values are the parameters themselves."""
 
+    def table_is_less(self, market, num_blocks, length):
+        return False
+
     def block_encoder(self, params, market, num_blocks, length, table=None):
         return lambda symbol, first_bar: None
 
@@ -408,7 +411,7 @@ def fake(monkeypatch, kl=lambda clock: 0.0, loss=lambda clock, params, blocks: 0
     when block b was in the minibatch applied at time c. `entropy` reports the clock.
     """
 
-    def fake_loss(params, networks, market, blocks, ppo, entropy_coef, table):
+    def fake_loss(params, networks, market, blocks, ppo, entropy_coef, table, passes):
         clock = jax.lax.stop_gradient(params["clock"])
         write = jnp.sum(params["diary"][blocks.symbol]) * 8.0**clock
         parts = LossParts(*[jnp.float32(0.0)] * 6).replace(approx_kl=kl(clock), entropy=clock)

@@ -4,11 +4,11 @@
     python -m benchmarks.peers --only sb3-dummy windowed       # single rows
     python -m benchmarks.peers --only cartpole --cartpole-envs 8 4096
 
-Every row trains one agent on the embedded synthetic market: the same bars, observation, network
-sizes and PPO hyperparameters on both sides, on this machine. Ours and the peer take turns, and the
-ratio is the median over turns, so that other work on the machine meets both alike. What differs is
-said below the table. Have the machine to yourself: other work takes more from whoever has more to
-compute, which flatters us.
+Every row trains one agent (windowed-seeds: one a core) on the embedded synthetic market: the same
+bars, observation, network sizes and PPO hyperparameters on both sides, on this machine. Ours and
+the peer take turns, and the ratio is the median over turns, so that other work on the machine meets
+both alike. What differs is said below the table. Have the machine to yourself: other work takes
+more from whoever has more to compute, which flatters us.
 
     sb3-dummy, sb3-subproc   Stable-Baselines3's PPO on our Gymnasium adapter, in each of its own
                              two ways of stepping several environments
@@ -16,6 +16,7 @@ compute, which flatters us.
     gym-trading-env          the same on another trading environment
     *-frozen, *-embedded     frozen encoder on both sides
     windowed, windowed-conv  PPO in JAX as it is usually written
+    windowed-seeds           the same, as many seeds at once on both sides as there are cores
     windowed-pairing         the same with as little arithmetic as windows can do with
     cartpole                 gymnax's CartPole against our environment, both without learning
 
@@ -43,7 +44,7 @@ from benchmarks.peers.rows import rows
 from jaxtrader import api
 from jaxtrader.config import default_config_path, load_config
 from jaxtrader.errors import ConfigError, JaxtraderError
-from jaxtrader.runtime import use_compilation_cache
+from jaxtrader.runtime import available_cores, use_compilation_cache, use_cpu_cores
 
 BUSY = 0.5  # load average, before anything is measured, from which on ratios are not to be trusted
 
@@ -55,8 +56,8 @@ class Arguments:
     only: tuple[
         Literal[
             "sb3-dummy", "sb3-subproc", "sb3-vector", "gym-trading-env", "sb3-dummy-frozen",
-            "sb3-dummy-embedded", "sb3-vector-embedded", "windowed", "windowed-conv",
-            "windowed-pairing", "cartpole",
+            "sb3-dummy-embedded", "sb3-vector-embedded", "windowed", "windowed-seeds",
+            "windowed-conv", "windowed-pairing", "cartpole",
         ],
         ...,
     ] = ()  # fmt: skip
@@ -103,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmarks.peers")
     use_compilation_cache()
+    seeds = available_cores()
+    use_cpu_cores(seeds)
     console = Console()
     load, _, _ = os.getloadavg()
     try:
@@ -120,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"warning: the machine is busy (load average {load:.1f}), which flatters us"
             )
         measured = []
-        for row in rows(arguments.cartpole_envs):
+        for row in rows(arguments.cartpole_envs, seeds):
             name = "cartpole" if row.name.startswith("cartpole") else row.name
             if arguments.only and name not in arguments.only:
                 continue

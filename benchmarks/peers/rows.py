@@ -15,6 +15,7 @@ from benchmarks.throughput import start_walk, walk
 from envs.trading import TradingParams
 from jaxtrader.config import TrainingConfig, replace_settings
 from jaxtrader.data import Dataset
+from jaxtrader.placement import over_agents
 from jaxtrader.program import Program, agent_keys, build_program, hyperparameters
 
 UPDATES_PER_CALL = 5
@@ -31,20 +32,22 @@ _EMBEDDED = "encoder frozen on both sides; SB3 is given embeddings made beforeha
 _WINDOWS = "windows stored and encoded one by one, rows shuffled; no entropy guard, no statistics"
 
 
-def ours(config: TrainingConfig, market: Dataset, *, frozen: bool = False) -> Contender:
-    """Training of one agent by the program that `jaxtrader.train` runs."""
+def ours(
+    config: TrainingConfig, market: Dataset, *, frozen: bool = False, seeds: int = 1
+) -> Contender:
+    """Training by the program that `jaxtrader.train` runs."""
     if frozen:
         config = replace_settings(config, "network", frozen_encoder=True)
-    program = build_program(config, market)
+    program = build_program(config, market, num_seeds=seeds)
     params = program.params["train"]
     hyper = hyperparameters(config, _TOTAL_UPDATES)
-    agents = program.initialize(agent_keys(market.symbols, (0,)), params, hyper)
+    agents = program.initialize(agent_keys(market.symbols, tuple(range(seeds))), params, hyper)
     tables, n = program.embeddings(agents.params, params), jnp.int32(UPDATES_PER_CALL)
 
     def advance() -> int:
         nonlocal agents
         agents, _ = jax.block_until_ready(program.run_updates(agents, params, hyper, n, tables))
-        return UPDATES_PER_CALL * program.learner.shape.steps_per_update
+        return UPDATES_PER_CALL * program.learner.shape.steps_per_update * seeds
 
     return Contender(advance)
 
@@ -54,24 +57,27 @@ def windowed(
     market: Dataset,
     *,
     encoder: Literal["DenseEncoder", "ConvolutionEncoder", "PairingEncoder"],
+    seeds: int = 1,
 ) -> Contender:
-    """`benchmarks.peers.windowed` on the same market."""
+    """`benchmarks.peers.windowed` on the same market, seeds laid over devices as ours are."""
     from benchmarks.peers import windowed as peer_module
     from benchmarks.peers.windowed import WindowActorCritic, WindowedPPO
 
     if encoder == "PairingEncoder":
         peer_module.check_that_neighbours_pair(config.network)
-    program = build_program(config, market)
+    program = build_program(config, market, num_seeds=seeds)
     networks = WindowActorCritic(config.network, getattr(peer_module, encoder))
-    peer = WindowedPPO(program.learner.env, networks, config.ppo)
-    params, hyper = _first_symbol(program), hyperparameters(config, _TOTAL_UPDATES)
-    state = jax.jit(peer.init)(jax.random.key(0), params, hyper)
-    update = jax.jit(peer.update, donate_argnums=0)
+    peer, placement = WindowedPPO(program.learner.env, networks, config.ppo), program.placement
+    params = program.params["train"]
+    hyper = placement.everywhere(hyperparameters(config, _TOTAL_UPDATES))
+    keys = placement.by_agent(agent_keys(market.symbols, tuple(range(seeds))))
+    state = jax.jit(over_agents(peer.init, placement))(keys, params, hyper)
+    update = jax.jit(over_agents(peer.update, placement), donate_argnums=0)
 
     def advance() -> int:
         nonlocal state
         state = jax.block_until_ready(update(state, params, hyper))
-        return config.ppo.num_envs * config.ppo.rollout_steps
+        return config.ppo.num_envs * config.ppo.rollout_steps * seeds
 
     return Contender(advance)
 
@@ -135,8 +141,12 @@ def gym_trading(config: TrainingConfig, market: Dataset) -> Contender:
     return sb3.contender(model)
 
 
-def rows(cartpole_envs: Sequence[int]) -> list[Row]:
-    """All rows; CartPole's once for each number of environments."""
+def rows(cartpole_envs: Sequence[int], seeds: int = 2) -> list[Row]:
+    """All rows; CartPole's once for each number of environments.
+
+    Args:
+      seeds: that the rows of several train at once.
+    """
 
     def sb3(
         name: str,
@@ -186,6 +196,13 @@ def rows(cartpole_envs: Sequence[int]) -> list[Row]:
             peer=partial(windowed, encoder="DenseEncoder"),
             bar=10.0,
             differs=(_WINDOWS, "flax's dense layers on pairs of rows for an encoder"),
+        ),
+        Row(
+            name="windowed-seeds",
+            ours=partial(ours, seeds=seeds),
+            peer=partial(windowed, encoder="DenseEncoder", seeds=seeds),
+            bar=10.0,
+            differs=(_WINDOWS, f"{seeds} seeds at once on both sides, laid over the devices alike"),
         ),
         Row(
             name="windowed-conv",
