@@ -1,7 +1,7 @@
 """A large minibatch in several passes: gradient accumulation.
 
 The gradient of each part is worked out together with its value, so that activations never outlive
-their part. On a CPU they then stay in its cache; on an accelerator they take less memory.
+their part and take only as much memory as one.
 """
 
 from collections.abc import Callable

@@ -191,7 +191,7 @@ class PPOConfig:
     reward_normalization: Literal["running_mean", "none"] = "running_mean"
     block_length: int = 64  # most contiguous steps encoded in one pass
     # Most steps of a minibatch that go through the networks at a time; the gradient is that of the
-    # whole minibatch. Fewer take less memory. None: 2048 on a CPU, for its cache; elsewhere all.
+    # whole minibatch. Fewer take less memory. None: all.
     microbatch_size: int | None = None
     # Groups of environments that may lie on devices of their own. Each gives every minibatch an
     # equal part, so this decides what is computed, and the number of devices does not.

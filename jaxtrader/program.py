@@ -32,7 +32,6 @@ from jaxtrader.data.markets import split_market
 from jaxtrader.errors import ConfigError
 from jaxtrader.placement import Placement, device_mesh, over_agents
 
-CPU_MICROBATCH = 2048  # steps whose activations roughly fit a core's cache
 MAX_UPDATES_PER_CALL = 50  # length of the metrics buffer of one compiled call
 
 
@@ -65,9 +64,7 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
                 f"{name} = {value} is not a multiple of env_shards = {ppo.env_shards}: every "
                 "group of environments gives each minibatch the same number of blocks"
             )
-    steps_at_once = ppo.microbatch_size
-    if steps_at_once is None:
-        steps_at_once = CPU_MICROBATCH if jax.default_backend() == "cpu" else ppo.batch_size
+    steps_at_once = ppo.microbatch_size or ppo.batch_size
     return PPOShape(
         num_envs=ppo.num_envs,
         num_blocks=ppo.rollout_steps // block,
