@@ -4,7 +4,6 @@ What autodiff makes of them transposes an activation before every product with i
 of its input; on a CPU these copies cost as much as a third of the arithmetic.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -124,10 +123,3 @@ class Causal(Affine):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., L, K] to [..., L - dilation, size]."""
         return causal(x.astype(self.dtype), *self.parameters(2 * x.shape[-1]), self.dilation)
-
-
-def abreast(layers: Sequence[Affine], x: jax.Array) -> jax.Array:
-    """What each layer makes of x [..., K], side by side: one wide product is faster than many."""
-    kernels, biases = zip(*[layer.parameters(x.shape[-1]) for layer in layers], strict=True)
-    x = x.astype(layers[0].dtype)
-    return affine(x, jnp.concatenate(kernels, axis=-1), jnp.concatenate(biases))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from agents.layers import Affine, Causal, abreast
+from agents.layers import Affine, Causal
 from envs.actions import NUM_ACTIONS, Action
 from envs.market import Market
 from envs.trading import NUM_ACCOUNT_FEATURES
@@ -103,8 +103,10 @@ class PolicyHeads(nn.Module):
 
         own = nn.relu(layer(config.account_hidden, "account")(account))
         joint = jnp.concatenate([embedding.astype(own.dtype), own], axis=-1)
-        hidden = [layer(config.hidden, f"{name}_hidden") for name in ("actor", "critic")]
-        actor, critic = jnp.split(nn.relu(abreast(hidden, joint)), 2, axis=-1)
+        # Two products: the halves of a wider one would be copied apart, and their gradients together.
+        actor, critic = (
+            nn.relu(layer(config.hidden, f"{name}_hidden")(joint)) for name in ("actor", "critic")
+        )
         # What the loss compares is float32: a logit of bfloat16 has three digits.
         prior = jnp.zeros(NUM_ACTIONS).at[Action.HOLD].set(config.hold_bias)
         actor_init = nn.initializers.orthogonal(config.actor_gain)

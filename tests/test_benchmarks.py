@@ -85,9 +85,8 @@ def heads_flops(steps: int) -> tuple[int, int, int]:
     hidden = (network.channels + network.account_hidden) * network.hidden
     critic, actor = network.hidden, 7 * network.hidden
     both = account + 2 * hidden + critic + actor
-    # The hidden layers are one product, so the critic's brings the actor's with it. And nobody asks
-    # for the gradient of what the account shows.
-    return tuple(2 * steps * n for n in (account + 2 * hidden + critic, both, 3 * both - account))
+    # Nobody asks for the gradient of what the account shows.
+    return tuple(2 * steps * n for n in (account + hidden + critic, both, 3 * both - account))
 
 
 def test_operations_of_a_step_by_hand() -> None:
