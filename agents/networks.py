@@ -103,7 +103,7 @@ class PolicyHeads(nn.Module):
 
         own = nn.relu(layer(config.account_hidden, "account")(account))
         joint = jnp.concatenate([embedding.astype(own.dtype), own], axis=-1)
-        # Two products: the halves of a wider one would be copied apart, and their gradients together.
+        # Two products: the halves of a wider one would be copied apart, their gradients together.
         actor, critic = (
             nn.relu(layer(config.hidden, f"{name}_hidden")(joint)) for name in ("actor", "critic")
         )

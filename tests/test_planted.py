@@ -172,8 +172,10 @@ def gains(dataset: Dataset, costs: str = "free") -> np.ndarray:
     Hot learning and a start that trades, so that few steps are enough to find what is there.
     """
     config = replace_settings(LOG_WEALTH, "environment", costs=costs)
-    config = replace_settings(config, "network", hold_bias=1.0)
-    config = replace_settings(config, "ppo", learning_rate=1e-3, num_envs=4, rollout_steps=256)
+    config = replace_settings(config, "network", hold_bias=0.0)
+    config = replace_settings(
+        config, "ppo", learning_rate=2e-3, num_envs=4, rollout_steps=256, num_epochs=5
+    )
     return log_wealth_out_of_sample(dataset, (1,), 25_000, config)[:, 0]
 
 

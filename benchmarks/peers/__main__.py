@@ -122,31 +122,32 @@ def main(argv: list[str] | None = None) -> int:
             console.print(
                 f"warning: the machine is busy (load average {load:.1f}), which flatters us"
             )
-        measured = []
+        measured: list[Measured] = []
+
+        def write(console: Console) -> None:
+            results = {
+                "repeats": arguments.repeats,
+                "seconds": arguments.seconds,
+                "load_average_before": load,
+                "config": config.to_dict(),
+                "rows": [one.to_dict() for one in measured],
+            }
+            write_results(arguments.output, "peers", results, console)
+
         for row in rows(arguments.cartpole_envs, seeds):
             name = "cartpole" if row.name.startswith("cartpole") else row.name
             if arguments.only and name not in arguments.only:
                 continue
             console.print(f"{row.name} ...", highlight=False)
             measured.append(compare(row, config, market, arguments.repeats, arguments.seconds))
+            write(Console(quiet=True))  # whoever stops here keeps the rows so far
     except JaxtraderError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
     console.print(table(measured))
     for note in notes(measured):
         console.print(note, markup=False, highlight=False)
-    write_results(
-        arguments.output,
-        "peers",
-        {
-            "repeats": arguments.repeats,
-            "seconds": arguments.seconds,
-            "load_average_before": load,
-            "config": config.to_dict(),
-            "rows": [one.to_dict() for one in measured],
-        },
-        console,
-    )
+    write(console)
     return 0 if all(one.met for one in measured) else 1
 
 
