@@ -218,7 +218,8 @@ def test_what_is_bfloat16_and_what_is_not(minibatch):
     # And half of the arithmetic is not done in the other precision after all.
     program = jax.jit(forward).lower(params).as_text()
     products = [line for line in program.splitlines() if "dot_general" in line]
-    assert sum("bf16>" in line.split("->")[1] for line in products) == 4  # layers
+    # Two layers of the encoder, the account's, and a hidden one each of actor and critic.
+    assert sum("bf16>" in line.split("->")[1] for line in products) == 5
     assert sum("f32>" in line.split("->")[1] for line in products) == 2  # logits and value
 
 
