@@ -79,7 +79,7 @@ class UpdateMetrics:
     explained_variance: jax.Array  # f32[] of the returns by the values
     guard: GuardState
     halt: jax.Array  # i32[]
-    finished: FinishedEpisodes  # [K, M]; of the first M environments
+    finished: FinishedEpisodes  # [K, M]; of M environments
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Learner:
                 self.shape.num_envs,
                 self.shape.block_length,
                 self.telemetry_envs,
+                self.shape.env_shards,
             ),
             return_scale=new_return_scale(self.shape.num_envs),
             guard=new_guard(),
@@ -143,6 +144,7 @@ class Learner:
             self.shape.num_blocks,
             self.shape.block_length,
             table,
+            self.shape.env_shards,
         )
         rewards, return_scale = self._normalized(rollout, state.return_scale, hyper)
         advantages, returns = advantages_and_returns(rollout, rewards, hyper.ppo)

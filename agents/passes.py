@@ -38,8 +38,8 @@ def _in_passes_forward(
     value_and_grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
     def dealt(x: jax.Array) -> jax.Array:
-        """[B, ...] to [passes, B / passes, ...]; every group of environments takes part in each."""
-        return jnp.swapaxes(x.reshape(-1, passes, *x.shape[1:]), 0, 1)
+        """[B, ...] to [passes, B / passes, ...]."""
+        return x.reshape(passes, -1, *x.shape[1:])
 
     def one(sums: Any, part: Any):
         value, (by_params, by_embedding) = value_and_grad(params, *part, *rest)
@@ -51,9 +51,7 @@ def _in_passes_forward(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
     sums, by_embedding = jax.lax.scan(one, zeros, parts)
     value, by_params = jax.tree.map(lambda total: total / passes, sums)
-    by_embedding = jax.tree.map(
-        lambda g: jnp.swapaxes(g, 0, 1).reshape(-1, *g.shape[2:]) / passes, by_embedding
-    )
+    by_embedding = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]) / passes, by_embedding)
     return value, (by_params, by_embedding)
 
 

@@ -1,7 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017) on blocks of contiguous bars."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +154,11 @@ def to_blocks(
     )
 
 
+def standardized(advantage: jax.Array) -> jax.Array:
+    """A minibatch's advantages less their mean, over their standard deviation; same shape."""
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
 def ppo_loss(
     params: Params,
     networks: ActorCritic,
@@ -164,9 +171,8 @@ def ppo_loss(
 ) -> tuple[jax.Array, LossParts]:
     """Clipped surrogate, value error and entropy bonus over one minibatch.
 
-    Advantages are standardised over the minibatch.
-
     Args:
+      blocks: with standardised advantages.
       table: the market's embeddings, where the encoder is frozen and they have been made already.
       passes: static; into which the blocks are dealt, see `in_passes`.
 
@@ -174,9 +180,6 @@ def ppo_loss(
       (loss f32[], parts); `parts.grad_norm` is 0 here and filled in by the optimiser's step.
     """
     num_blocks, length = blocks.action.shape
-    advantage = blocks.advantage
-    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    blocks = replace(blocks, advantage=advantage)
     embedding = None
     if table is not None or networks.table_is_less(market, num_blocks, length):
         encode = networks.block_encoder(params, market, num_blocks, length, table)
@@ -196,7 +199,7 @@ def _loss(
     market: Market,
     coefficients: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, LossParts]:
-    """`ppo_loss` of blocks whose advantages have been standardised.
+    """`ppo_loss` in one pass.
 
     Args:
       embedding: f32[B, C, D]; None: to be made here.
@@ -246,6 +249,19 @@ def learning_rate_at(ppo: PPOParams, progress: jax.Array) -> jax.Array:
     return ppo.learning_rate + progress * (ppo.final_learning_rate - ppo.learning_rate)
 
 
+def mean_over_groups(function: Callable[[Any], Any], batches: Any) -> Any:
+    """The mean of `function` over batches [G, ...].
+
+    It is taken of one long vector, the only thing that devices with a batch each then exchange:
+    twenty arrays would cost twenty exchanges.
+    """
+    if len(jax.tree.leaves(batches)[0]) == 1:
+        return function(jax.tree.map(lambda x: x[0], batches))
+    each = jax.vmap(function)(batches)
+    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], each))
+    return unravel(jnp.mean(jax.vmap(lambda tree: ravel_pytree(tree)[0])(each), axis=0))
+
+
 def optimize(
     key: jax.Array,
     networks: ActorCritic,
@@ -270,17 +286,21 @@ def optimize(
     tx = optimizer(ppo, learning_rate)
     trained, frozen = networks.split(params)
     vector, unravel = ravel_pytree(trained)
+    groups = shape.env_shards
+    blocks = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), blocks)
+    by_group = jax.vmap(lambda x, ids: x[ids])  # no block leaves its group's device
 
     def loss_of(vector: jax.Array, batch: Blocks) -> tuple[jax.Array, LossParts]:
         params = {**unravel(vector), **frozen}
         return ppo_loss(params, networks, market, batch, ppo, entropy_coef, table, shape.passes)
 
-    grad = jax.value_and_grad(loss_of, has_aux=True)
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
-    def minibatch(carry, ids: jax.Array):
+    def minibatch(carry, dealt: tuple[jax.Array, jax.Array]):
         vector, opt_state, sums, applied, active, finite = carry
-        batch = jax.tree.map(lambda x: dealt(x, ids), blocks)
-        (loss, parts), grads = grad(vector, batch)
+        ids, advantage = dealt
+        batch = replace(jax.tree.map(lambda x: by_group(x, ids), blocks), advantage=advantage)
+        (loss, parts), grads = mean_over_groups(partial(value_and_grad, vector), batch)
         parts = replace(parts, grad_norm=optax.tree.norm(grads))
         ok = jnp.isfinite(loss) & jnp.isfinite(parts.grad_norm)
         active = active & ok
@@ -302,13 +322,6 @@ def optimize(
         )
         return carry, None
 
-    groups = shape.env_shards
-
-    def dealt(x: jax.Array, ids: jax.Array) -> jax.Array:
-        """Each group's blocks `ids`, i32[G, B / G]: no block leaves its group's device."""
-        own = jax.vmap(lambda x, ids: x[ids])(x.reshape(groups, -1, *x.shape[1:]), ids)
-        return own.reshape(-1, *x.shape[1:])
-
     def epoch(keyed, _):
         key, carry = keyed
         key, key_order = jax.random.split(key)
@@ -317,7 +330,9 @@ def optimize(
             jax.random.split(key_order, groups), per_group
         )
         ids = jnp.swapaxes(orders.reshape(groups, shape.minibatches, -1), 0, 1)
-        carry, _ = jax.lax.scan(minibatch, carry, ids)
+        # All minibatches' at once: devices that share them agree on the moments once an epoch.
+        advantages = jax.vmap(lambda ids: standardized(by_group(blocks.advantage, ids)))(ids)
+        carry, _ = jax.lax.scan(minibatch, carry, (ids, advantages))
         return (key, carry), None
 
     zeros = LossParts(*[jnp.float32(0.0)] * 6)

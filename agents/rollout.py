@@ -7,6 +7,9 @@ as the index of its first bar, the learner encodes it in one pass, and a rollout
 prices, and draws all its random numbers, before the first step.
 """
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -20,7 +23,7 @@ from envs.trading import TradingEnv, TradingParams, TradingState
 
 @struct.dataclass
 class Diary:
-    """The episodes under way in the first M environments: what telemetry tells of them."""
+    """The episodes under way in M of the environments: what telemetry tells of them."""
 
     statistics: EpisodeStatistics  # [M]
     entropy_sum: jax.Array  # f32[M] sum of the policy's entropies
@@ -82,8 +85,11 @@ def start_walkers(
     num_envs: int,
     block_length: int,
     recorded_envs: int,
+    groups: int = 1,
 ) -> Walkers:
-    """N flat accounts at random bars, of which the first `recorded_envs` keep a diary.
+    """N flat accounts at random bars, of which about `recorded_envs` keep a diary.
+
+    They are the first of each group, see `collect`: rounded up to as many of each, or all.
 
     First episodes have different lengths, multiples of `block_length`: otherwise all environments
     would end their episodes in the same step for ever.
@@ -93,8 +99,13 @@ def start_walkers(
     stop_bar = stop_bar - block_length * (jnp.arange(num_envs) % blocks)
     return Walkers(
         state=jax.vmap(env.initial_state)(symbol, bar, stop_bar),
-        diary=_blank(env, min(num_envs, recorded_envs)),
+        diary=_blank(env, groups * min(num_envs // groups, math.ceil(recorded_envs / groups))),
     )
+
+
+def first_of_groups(x: Any, count: int, groups: int) -> Any:
+    """The first of [N, ...] in each of so many equal groups, `count` in all: [count, ...]."""
+    return x.reshape(groups, -1, *x.shape[1:])[:, : count // groups].reshape(count, *x.shape[1:])
 
 
 def new_accounts(env: TradingEnv, state: TradingState, terminated: jax.Array) -> TradingState:
@@ -153,12 +164,15 @@ def collect(
     num_blocks: int,
     block_length: int,
     table: jax.Array | None = None,
+    groups: int = 1,
 ) -> tuple[Walkers, Rollout]:
     """Steps all environments `num_blocks * block_length` times under the stochastic policy.
 
     Args:
       walkers: N environments at block boundaries.
       table: the market's embeddings, where they have been made already.
+      groups: equal parts of the environments, which may lie on devices of their own. The diaries
+        are kept of the first environments of each.
     """
     num_envs = walkers.state.bar.shape[0]
     recorded = walkers.diary.entropy_sum.shape[0]
@@ -179,7 +193,11 @@ def collect(
         action, nats = sample(uniform, logits), entropy(logits)
         after, outcome = advance(state, action, quote, env_params)
 
-        watched = jax.tree.map(lambda x: x[:recorded], step_record(action, after, outcome))
+        ended = outcome.terminated | outcome.truncated
+        watched = jax.tree.map(
+            lambda x: first_of_groups(x, recorded, groups),
+            (step_record(action, after, outcome), nats, ended),
+        )
         stored = {
             "account": account,
             "mask": mask,
@@ -207,12 +225,7 @@ def collect(
         state, (stored, watched) = jax.lax.scan(
             step, walkers.state, (embeddings[:-1], quotes, uniforms)
         )
-        diary, finished = jax.vmap(keep_diary, (0, 1, 1, 1))(
-            walkers.diary,
-            watched,
-            stored["entropy"][:, :recorded],
-            (stored["terminated"] | stored["truncated"])[:, :recorded],
-        )
+        diary, finished = jax.vmap(keep_diary, (0, 1, 1, 1))(walkers.diary, *watched)
         final_value = value_of(state, embeddings[-1], quotes.next_close[-1])
         state = new_accounts(env, state, stored["terminated"][-1])
         state = new_episodes(key_starts, env, env_params, state, stored["truncated"][-1])

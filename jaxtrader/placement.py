@@ -101,7 +101,7 @@ class Placement:
     def _state_shardings(self) -> TrainState:
         agent, spread = self._sharding("symbols", "seeds"), self._sharding(*AXES)
         shardings: dict[str, Any] = dict.fromkeys(TrainState.__dataclass_fields__, agent)
-        shardings["walkers"] = Walkers(state=spread, diary=agent)  # type: ignore[arg-type]
+        shardings["walkers"] = Walkers(state=spread, diary=spread)  # type: ignore[arg-type]
         shardings["return_scale"] = ReturnScale(agent, agent, agent, returns=spread)  # type: ignore[arg-type]
         return TrainState(**shardings)
 

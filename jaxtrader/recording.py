@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from agents.learner import RUNNING, UpdateMetrics
+from agents.rollout import first_of_groups
 from jaxtrader.hosts import to_host
 from jaxtrader.runs import TrainingRun
 from jaxtrader.telemetry import episode_table, host_table
@@ -22,7 +23,10 @@ def record_updates(
     sharpe: np.ndarray | None,
 ) -> None:
     """Appends n updates of every agent to the journal."""
-    steps_per_update = run.program.learner.shape.steps_per_update
+    shape = run.program.learner.shape
+    steps_per_update = shape.steps_per_update
+    watched = metrics.finished.count.shape[-1]
+    environments = first_of_groups(np.arange(shape.num_envs), watched, shape.env_shards)
     weights = to_host(run.program.params["train"].reward.weights)
     halt, halted_at = to_host((run.state.halt, run.state.halted_at))
     numbers = np.arange(first_update, first_update + n)
@@ -35,7 +39,7 @@ def record_updates(
             if sharpe is not None:
                 validated[-1] = sharpe[s, k]
             own = jax.tree.map(lambda x, s=s: x[s], weights)
-            rows = _episodes(agent, own, symbol, seed, numbers, steps_per_update)
+            rows = _episodes(agent, own, symbol, seed, numbers, steps_per_update, environments)
             # A halted agent is frozen: what the program says of it afterwards is no news.
             last = halted_at[s, k] if halt[s, k] != RUNNING else numbers[-1]
             table = table.assign(validation_sharpe=validated)
@@ -82,6 +86,7 @@ def _episodes(
     seed: int,
     numbers: np.ndarray,
     steps_per_update: int,
+    environments: np.ndarray,
 ) -> pd.DataFrame:
     update, block, env = np.nonzero(m.finished.count)
     rows = jax.tree.map(lambda x: x[update, block, env], m.finished)
@@ -92,6 +97,6 @@ def _episodes(
         "update": number,
         "steps_done": number * steps_per_update,
         "block": block,
-        "env": env,
+        "env": environments[env],
     }
     return episode_table(rows.diary.statistics, rows.diary.entropy_sum, weights, frame)

@@ -55,7 +55,7 @@ SEEDS = (1337, 5)
 UPDATES = 5
 TOTAL = UPDATES * STEPS_PER_UPDATE
 COMPILED: Counter[str] = Counter()  # programs, by the names of their functions
-COLLECTIVE = re.compile(r"= .*? (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(")
+COLLECTIVE = re.compile(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(")
 
 
 def note_compiled(event: str, _seconds: float, fun_name: str = "", **_) -> None:
@@ -103,7 +103,7 @@ def differing_runs(run: TrainingRun, other: TrainingRun) -> list[str]:
 
 
 def collectives(program: Program, state, tables=None) -> list[list[str]]:
-    """Every collective of the compiled training, with the operation it was made from."""
+    """Every array that is exchanged in the compiled training: how, and in which operation."""
     hyper, n = program.placement.everywhere((hyperparameters(program.config, 1), jnp.int32(1)))
     lowered = programs._run_updates.lower(
         program.learner, program.placement, state, tables, program.params["train"], hyper, n
@@ -112,7 +112,8 @@ def collectives(program: Program, state, tables=None) -> list[list[str]]:
     for line in lowered.compile().as_text().splitlines():
         if made := COLLECTIVE.search(line):
             origin = re.search(r'op_name="([^"]*)"', line)
-            found.append([made[1], origin[1] if origin else ""])
+            arrays = re.findall(r"\w+\[[\d,]*\]", made[1])
+            found += [[made[2], origin[1] if origin else ""]] * len(arrays)
     return found
 
 
@@ -227,10 +228,19 @@ def frozen_seeds() -> dict:
 
 
 def environments() -> dict:
-    """One agent, whose four groups of environments are on four devices and on one."""
-    config: TrainingConfig = replace_settings(CONFIG, "ppo", num_envs=4, env_shards=4)
-    spread = build_program(config, market("BBB"))
-    alone = build_program(config, market("BBB"), devices=jax.devices()[:1])
+    """One agent, whose four groups of two environments are on four devices and on one.
+
+    Telemetry watches one environment of each group.
+    """
+
+    def program(batch_size: int, devices=None) -> Program:
+        changes = {"num_envs": 8, "env_shards": 4, "batch_size": batch_size}
+        config: TrainingConfig = replace_settings(CONFIG, "ppo", **changes)
+        made = build_program(config, market("BBB"), devices=devices)
+        learner = dataclasses.replace(made.learner, telemetry_envs=4)
+        return dataclasses.replace(made, learner=learner)
+
+    spread, alone = program(128), program(128, jax.devices()[:1])
     start = started(alone, (1337,))
     before = bits(start.params)
     results = [
@@ -253,6 +263,8 @@ def environments() -> dict:
         },
         "walkers": differing_whole_numbers(on_four.walkers, on_one.walkers),
         "collectives": collectives(spread, results[0][0]),
+        # So large a minibatch that it encodes the whole market.
+        "collectives_of_table": collectives(program(512), results[0][0]),
     }
 
 

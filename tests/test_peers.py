@@ -24,7 +24,7 @@ from markets import params_for, random_walk
 from rich.console import Console
 
 from agents.networks import ActorCritic, NetworkConfig
-from agents.ppo import Blocks, ppo_loss
+from agents.ppo import Blocks, ppo_loss, standardized
 from benchmarks import learning
 from benchmarks.peers import comparison, race, rows
 from benchmarks.peers.__main__ import main
@@ -110,6 +110,7 @@ def test_the_windowed_loss_and_its_gradient_are_those_of_ppo_loss(encoder: Any) 
             for name, x in {"observation": observation, **steps}.items()
         }
     )
+    blocks = replace(blocks, advantage=standardized(blocks.advantage))
     ppo, entropy_coef = ppo_params(), jnp.float32(0.3)
 
     @jax.jit

@@ -185,8 +185,17 @@ def test_environments_of_one_agent_on_four_devices_agree_with_one_to_rounding(fo
 
 
 @pytest.mark.slow
-def test_devices_that_share_an_agent_exchange_sums_and_nothing_else_while_it_trains(four):
-    """Gradients and moments. What is whole in the result is gathered once, when a call ends."""
-    kinds = {(kind, "while" in origin) for kind, origin in four["environments"]["collectives"]}
-    assert ("all-reduce", True) in kinds
-    assert kinds <= {("all-reduce", True), ("all-reduce", False), ("all-gather", False)}
+@pytest.mark.parametrize("encoded", ["collectives", "collectives_of_table"])
+def test_devices_that_share_an_agent_exchange_one_sum_a_minibatch(four, encoded):
+    """Nothing in a rollout's steps, the moments of advantages once an epoch, a few once an update.
+
+    Whether minibatches encode their own blocks or the whole market.
+    """
+    found = four["environments"][encoded]
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    loops = Counter(origin.count("while/body") for _, origin in found)
+    update = min(loops)
+    assert loops.keys() == {update, update + 1, update + 2}
+    assert loops[update + 2] == 1
+    assert loops[update + 1] == 3
+    assert loops[update] <= 10

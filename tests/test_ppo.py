@@ -27,6 +27,7 @@ from agents.ppo import (
     new_optimizer_state,
     optimize,
     ppo_loss,
+    standardized,
     to_blocks,
 )
 from agents.rollout import Rollout
@@ -220,6 +221,7 @@ def blocks_of(mask, action, old_log_prob, advantage, returns):
 
 def loss_of(logits, value, blocks, ppo, entropy_coef):
     """((loss, parts), gradient) for given outputs of the networks."""
+    blocks = blocks.replace(advantage=standardized(blocks.advantage))
     outputs = {"logits": jnp.asarray(logits, jnp.float32), "value": jnp.asarray(value, jnp.float32)}
     return grad_of_loss(outputs, GIVEN, MARKET, blocks, ppo, jnp.float32(entropy_coef))
 
@@ -545,14 +547,22 @@ def test_the_kl_limit_with_the_real_loss(params):
     assert counts[0] < 6
 
 
-def test_one_minibatch_an_epoch_is_adam_on_the_clipped_gradient(params):
-    """Two epochs, against Adam in NumPy (Kingma & Ba 2015, algorithm 1)."""
-    shape = PPOShape(4, 3, 4, 2, 12, True)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_one_minibatch_an_epoch_is_adam_on_the_clipped_gradient(params, groups):
+    """Two epochs, against Adam in NumPy (Kingma & Ba 2015, algorithm 1).
+
+    The gradient is that of the whole minibatch, its advantages standardised over all of it, also
+    where groups of environments work out their own parts.
+    """
+    shape = PPOShape(4, 3, 4, 2, 12, True, env_shards=groups)
     blocks = jax.jit(network_blocks)(params)
     rate, coefficient = 0.01, jnp.float32(0.02)
     ppo = ppo_params(learning_rate=rate, max_grad_norm=0.3)
+    advantage = np.asarray(blocks.advantage, np.float64)
+    z = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    ready = blocks.replace(advantage=jnp.asarray(z, jnp.float32))
     grad = jax.jit(
-        lambda p: jax.grad(ppo_loss, has_aux=True)(p, NETWORKS, MARKET, blocks, ppo, coefficient)
+        lambda p: jax.grad(ppo_loss, has_aux=True)(p, NETWORKS, MARKET, ready, ppo, coefficient)
     )
 
     @jax.jit

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from functools import partial
 from types import SimpleNamespace
 
 import chex
@@ -43,14 +44,14 @@ def walk():
     weights["heads"]["actor"]["kernel"] *= 20.0
     weights["heads"]["actor"]["bias"] *= 0.0
 
-    def start(recorded_envs):
-        return start_walkers(jax.random.key(6), env, params, ENVS, LENGTH, recorded_envs)
+    def start(recorded_envs, groups=1):
+        return start_walkers(jax.random.key(6), env, params, ENVS, LENGTH, recorded_envs, groups)
 
     walkers = start(ENVS)
 
-    @jax.jit
-    def rollout(key, weights, params, walkers):
-        return collect(key, NETWORKS, weights, env, params, walkers, BLOCKS, LENGTH)
+    @partial(jax.jit, static_argnames="groups")
+    def rollout(key, weights, params, walkers, groups=1):
+        return collect(key, NETWORKS, weights, env, params, walkers, BLOCKS, LENGTH, groups=groups)
 
     after, stored = rollout(jax.random.key(7), weights, params, walkers)
     return SimpleNamespace(
@@ -360,19 +361,21 @@ def test_an_unfinished_episode_keeps_its_diary_for_the_next_rollout(walk):
         np.testing.assert_allclose(diary.statistics.reward[n], reward, **CLOSE)
 
 
-def test_what_is_recorded_changes_nothing_else(walk):
-    """Diaries of fewer environments are the first ones; all the rest is the same, bit for bit.
+@pytest.mark.parametrize(
+    ("groups", "asked_for", "recorded"), [(1, 4, [0, 1, 2, 3]), (2, 3, [0, 1, 3, 4])]
+)
+def test_what_is_recorded_changes_nothing_else(walk, groups, asked_for, recorded):
+    """Diaries of fewer are the first ones, as many of each group; the rest is the same to the bit.
 
     Diaries themselves to rounding: XLA computes what they sum together with the sums.
     """
-    recorded = 4
-    walkers = walk.start(recorded)
-    after, stored = walk.rollout(jax.random.key(7), walk.weights, walk.params, walkers)
+    walkers = walk.start(asked_for, groups)
+    after, stored = walk.rollout(jax.random.key(7), walk.weights, walk.params, walkers, groups)
     chex.assert_trees_all_equal(walkers.state, walk.walkers.state)
     chex.assert_trees_all_equal(after.state, walk.after.state)
-    first = jax.tree.map(lambda leaf: leaf[:recorded], walk.after.diary)
+    first = jax.tree.map(lambda leaf: leaf[np.array(recorded)], walk.after.diary)
     chex.assert_trees_all_close(after.diary, first, **CLOSE)
-    finished = jax.tree.map(lambda leaf: leaf[:, :recorded], walk.stored.finished)
+    finished = jax.tree.map(lambda leaf: leaf[:, np.array(recorded)], walk.stored.finished)
     assert np.asarray(finished.count).sum() >= 10
     chex.assert_trees_all_close(stored.finished, finished, **CLOSE)
     chex.assert_trees_all_equal(
@@ -381,7 +384,8 @@ def test_what_is_recorded_changes_nothing_else(walk):
 
 
 def test_no_more_is_recorded_than_there_is(walk):
-    chex.assert_trees_all_equal(walk.start(ENVS + 100), walk.walkers)
+    for groups in (1, 2, 6):
+        chex.assert_trees_all_equal(walk.start(ENVS + 100, groups), walk.walkers)
 
 
 # ------------------------------------------------------------------------------------ draws
