@@ -128,12 +128,13 @@ def advice(program: Program, num_seeds: int, limit: int | None) -> str:
         )
     changes = " ".join(f"--ppo.{name.replace('_', '-')} {n}" for name, n in settings.items())
     less = ""
-    steps = program.learner.shape.blocks_per_minibatch * program.learner.shape.block_length
-    half = steps // program.learner.shape.passes // 2
-    if parts.minibatch > parts.total / 4 and half:
+    shape = program.learner.shape
+    at_once = shape.blocks_per_minibatch // shape.env_shards // shape.passes
+    fewer = max((n for n in range(1, at_once) if at_once % n == 0), default=0)
+    if parts.minibatch > parts.total / 4 and fewer:
         less = (
-            f"; --ppo.microbatch-size {half} alone lowers what the minibatch takes, and changes "
-            "nothing else"
+            f"; --ppo.microbatch-size {fewer * shape.block_length} alone lowers what the minibatch "
+            "takes, and changes nothing else"
         )
     return f"{found}. Lower {', '.join(settings)}: try {changes}{less}"
 

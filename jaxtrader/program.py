@@ -42,7 +42,8 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
     and minibatches.
 
     Raises:
-      ConfigError: when a rollout cannot be dealt into whole minibatches.
+      ConfigError: when a rollout cannot be dealt into whole minibatches, or a minibatch into whole
+        passes.
     """
     ppo = config.ppo
     common = math.gcd(ppo.rollout_steps, config.environment.episode_length, ppo.batch_size)
@@ -64,7 +65,15 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
                 f"{name} = {value} is not a multiple of env_shards = {ppo.env_shards}: every "
                 "group of environments gives each minibatch the same number of blocks"
             )
-    steps_at_once = ppo.microbatch_size or ppo.batch_size
+    share = ppo.batch_size // ppo.env_shards
+    at_once = min(ppo.microbatch_size or share, share)
+    if share % at_once or at_once % block:
+        fitting = max(n for n in range(block, max(at_once, block) + 1, block) if share % n == 0)
+        raise ConfigError(
+            f"microbatch_size = {ppo.microbatch_size}: the {share} steps of a minibatch"
+            f"{' that a group of environments gives' if ppo.env_shards > 1 else ''}, in blocks of "
+            f"{block}, cannot be dealt into equal parts of so many; {fitting} would do"
+        )
     return PPOShape(
         num_envs=ppo.num_envs,
         num_blocks=ppo.rollout_steps // block,
@@ -72,14 +81,9 @@ def ppo_shape(config: TrainingConfig) -> PPOShape:
         num_epochs=ppo.num_epochs,
         blocks_per_minibatch=blocks_per_minibatch,
         env_shards=ppo.env_shards,
-        passes=_passes(blocks_per_minibatch // ppo.env_shards, steps_at_once // block),
+        passes=share // at_once,
         normalize_rewards=ppo.reward_normalization == "running_mean",
     )
-
-
-def _passes(blocks: int, most: int) -> int:
-    """The fewest equal parts of so many blocks with at most `most` each, or with one each."""
-    return next(n for n in range(1, blocks + 1) if blocks % n == 0 and blocks // n <= max(most, 1))
 
 
 def updates_for(config: TrainingConfig, total_timesteps: int) -> int:

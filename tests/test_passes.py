@@ -154,24 +154,38 @@ def test_the_loss_is_that_of_one_pass(bars: int, passes: int, switches: dict[str
 # ---------------------------------------------------------------------------- how many, and why
 
 
-@given(blocks=st.integers(1, 400), at_once=st.integers(1, 400), groups=st.integers(1, 4))
-def test_passes_are_the_fewest_that_fit(blocks: int, at_once: int, groups: int) -> None:
-    """Steps at a time are at most those asked for, or one block's; parts are equal."""
-    block = 4
-    config = replace_settings(
-        CONFIG,
-        "ppo",
-        num_envs=groups,
-        rollout_steps=blocks * block,
-        block_length=block,
-        batch_size=groups * blocks * block,
-        microbatch_size=at_once,
-        env_shards=groups,
-    )
-    config = replace_settings(config, "environment", episode_length=block)
-    passes = ppo_shape(config).passes
-    fitting = [n for n in range(1, blocks + 1) if blocks % n == 0 and blocks // n * 4 <= at_once]
-    assert passes == (min(fitting) if fitting else blocks)
+@given(
+    blocks=st.integers(1, 60),
+    at_once=st.integers(1, 300),
+    groups=st.integers(1, 4),
+    block=st.sampled_from([1, 4]),
+)
+def test_a_minibatch_is_dealt_evenly_or_the_setting_is_refused(
+    blocks: int, at_once: int, groups: int, block: int
+) -> None:
+    def passes(microbatch_size: int) -> int:
+        config = replace_settings(
+            CONFIG,
+            "ppo",
+            num_envs=groups,
+            rollout_steps=blocks * block,
+            block_length=block,
+            batch_size=groups * blocks * block,
+            microbatch_size=microbatch_size,
+            env_shards=groups,
+        )
+        return ppo_shape(replace_settings(config, "environment", episode_length=block)).passes
+
+    share = blocks * block
+    if at_once >= share:
+        assert passes(at_once) == 1
+    elif at_once in [n * block for n in range(1, blocks) if blocks % n == 0]:
+        assert passes(at_once) * at_once == share
+    else:
+        with pytest.raises(ConfigError, match=rf"microbatch_size = {at_once}.*would do") as told:
+            passes(at_once)
+        advised = int(str(told.value).split()[-3])
+        assert passes(advised) * advised == share
 
 
 def test_a_minibatch_is_one_pass_unless_asked_for_more() -> None:
