@@ -183,8 +183,11 @@ def test_the_fingerprint_follows_the_content():
     assert len({data.fingerprint for data in [base, *others]}) == 1 + len(others)
 
 
-def test_a_split_as_a_market_holds_its_bars_and_its_history_scaled():
-    data = dataset_from_bars(two_stocks())
+@pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.6, 0.15, 0.25), (0.6, 0.25, 0.15)])
+def test_a_split_as_a_market_holds_its_bars_and_its_history_scaled(fractions):
+    data = dataset_from_bars(two_stocks(), fractions=fractions)
+    shapes = {split: split_market(data, split)[0].features.shape for split in data.splits}
+    assert shapes["validation"] == shapes["test"]  # one compiled pass serves both
     history = data.receptive_field - 1
     for split in ("train", "validation", "test"):
         market, first, last = split_market(data, split)

@@ -20,12 +20,16 @@ def split_market(dataset: Dataset, split: str) -> tuple[Market, np.ndarray, np.n
     Returns:
       (market with leaves [S, T'], first decision bar int[S], last bar int[S]), in the market's own
       bar numbers. Shorter symbols are padded on the right with untradable bars and zero features:
-      a NaN in a row that no loss reads would still reach the encoder's gradient, as 0 x NaN.
+      a NaN in a row that no loss reads would still reach the encoder's gradient, as 0 x NaN. So is
+      the shorter of the validation and the test split, so that one compiled pass serves both.
     """
     _, last = dataset.splits[split]
     offset = split_offset(dataset, split)
     lengths = last - offset + 1
-    bars = np.arange(lengths.max())
+    alike = ("train",) if split == "train" else ("validation", "test")
+    bars = np.arange(
+        max((dataset.splits[name][1] - split_offset(dataset, name) + 1).max() for name in alike)
+    )
     rows = np.minimum(offset[:, None] + bars, last[:, None])
     inside = bars < lengths[:, None]
     symbols = np.arange(len(dataset.symbols))[:, None]

@@ -65,16 +65,27 @@ def full_split_bars(program: Program, split: str) -> tuple[np.ndarray, np.ndarra
     return to_host((starts.first_bar, starts.last_bar))
 
 
+def play_full_split(
+    program: Program, params: Any, split: str
+) -> tuple[Playback, np.ndarray, np.ndarray]:
+    """One greedy pass over a whole split, [S, K, ...] with one episode each.
+
+    Returns:
+      (playback, first decision bars int[S, 1], stop bars int[S, 1]).
+    """
+    trading = program.params[split]
+    first, last = full_split_bars(program, split)
+    steps = trading.market.close.shape[-1] - program.dataset.receptive_field  # of the longest
+    return program.play(params, trading, first, last, steps), first, last
+
+
 def validation_sharpe(program: Program, params: Any, split: str = "validation") -> np.ndarray:
     """Sharpe ratio of daily returns over the full split, float64[S, K]; NaN where undefined.
 
     Args:
       params: network parameters of all agents, [S, K, ...].
     """
-    starts, stops = full_split_bars(program, split)
-    playback = program.play(
-        params, program.params[split], starts, stops, int((stops - starts).max())
-    )
+    playback, starts, stops = play_full_split(program, params, split)
     equity, valid = to_host((playback.steps.equity, playback.steps.valid))
     offset = split_offset(program.dataset, split)
     symbols, seeds = equity.shape[:2]
@@ -132,8 +143,7 @@ def evaluate_agents(
       evaluations by symbol, then by seed.
     """
     trading = program.params[split]
-    first, last = full_split_bars(program, split)
-    full = program.play(params, trading, first, last, int((last - first).max()))
+    full, _, _ = play_full_split(program, params, split)
     starts, stops = random_starts(program, split, episodes, seed)
     random = program.play(params, trading, starts, stops, program.config.environment.episode_length)
     full, random = to_host((full, random))
