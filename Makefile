@@ -33,7 +33,7 @@ stage5: $(STAGE5_READY)
 	$(BIN)/python -m experiments.stage5 --seeds 42 1337 9001 $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(TEST_READY)
 	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs

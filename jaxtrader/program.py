@@ -226,6 +226,18 @@ def _embed(learner: Learner, placement: Placement, params: Any, trading: Trading
     return over_agents(learner.embeddings, placement)(params, trading)
 
 
+@partial(jax.jit, static_argnames="learner", inline=True)
+def _update(
+    learner: Learner,
+    state: TrainState,
+    params: TradingParams,
+    hyper: Hyperparameters,
+    table: jax.Array | None,
+) -> tuple[TrainState, UpdateMetrics]:
+    """`learner.update`, traced once for its shapes and for the loop over updates."""
+    return learner.update(state, params, hyper, table)
+
+
 @partial(jax.jit, static_argnames=("learner", "placement"), donate_argnames="agents")
 def _run_updates(
     learner: Learner,
@@ -243,14 +255,14 @@ def _run_updates(
         n: jax.Array,
     ) -> tuple[TrainState, UpdateMetrics]:
         state, table = agent
-        shapes = jax.eval_shape(learner.update, state, params, hyper, table)[1]
+        shapes = jax.eval_shape(partial(_update, learner), state, params, hyper, table)[1]
         buffer = jax.tree.map(
             lambda s: jnp.zeros((MAX_UPDATES_PER_CALL, *s.shape), s.dtype), shapes
         )
 
         def body(i: jax.Array, carry: tuple[TrainState, UpdateMetrics]):
             state, buffer = carry
-            state, metrics = learner.update(state, params, hyper, table)
+            state, metrics = _update(learner, state, params, hyper, table)
             return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffer, metrics)
 
         return jax.lax.fori_loop(0, n, body, (state, buffer))

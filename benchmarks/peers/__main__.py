@@ -16,6 +16,7 @@ more from whoever has more to compute, which flatters us.
     gym-trading-env          the same on another trading environment
     *-frozen, *-embedded     frozen encoder on both sides
     windowed, windowed-conv  PPO in JAX as it is usually written
+    windowed-shards          the same, the environments of our agent spread over the cores
     windowed-seeds           the same, as many seeds at once on both sides as there are cores
     windowed-pairing         the same with as little arithmetic as windows can do with
     cartpole                 gymnax's CartPole against our environment, both without learning
@@ -56,8 +57,8 @@ class Arguments:
     only: tuple[
         Literal[
             "sb3-dummy", "sb3-subproc", "sb3-vector", "gym-trading-env", "sb3-dummy-frozen",
-            "sb3-dummy-embedded", "sb3-vector-embedded", "windowed", "windowed-seeds",
-            "windowed-conv", "windowed-pairing", "cartpole",
+            "sb3-dummy-embedded", "sb3-vector-embedded", "windowed", "windowed-shards",
+            "windowed-seeds", "windowed-conv", "windowed-pairing", "cartpole",
         ],
         ...,
     ] = ()  # fmt: skip
@@ -104,8 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="benchmarks.peers")
     use_compilation_cache()
-    seeds = available_cores()
-    use_cpu_cores(seeds)
+    cores = available_cores()
+    use_cpu_cores(cores)
     console = Console()
     load, _, _ = os.getloadavg()
     try:
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             }
             write_results(arguments.output, "peers", results, console)
 
-        for row in rows(arguments.cartpole_envs, seeds):
+        for row in rows(arguments.cartpole_envs, cores):
             name = "cartpole" if row.name.startswith("cartpole") else row.name
             if arguments.only and name not in arguments.only:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from envs.trading import TradingParams
 from jaxtrader.config import TrainingConfig, replace_settings
 from jaxtrader.data import Dataset
 from jaxtrader.placement import over_agents
-from jaxtrader.program import Program, agent_keys, build_program, hyperparameters
+from jaxtrader.program import Program, agent_keys, build_program, hyperparameters, ppo_shape
 
 UPDATES_PER_CALL = 5
 _TOTAL_UPDATES = 100_000  # so many that schedules stand still
@@ -33,9 +34,20 @@ _WINDOWS = "windows stored and encoded one by one, rows shuffled; no entropy gua
 
 
 def ours(
-    config: TrainingConfig, market: Dataset, *, frozen: bool = False, seeds: int = 1
+    config: TrainingConfig,
+    market: Dataset,
+    *,
+    frozen: bool = False,
+    seeds: int = 1,
+    devices: int = 1,
 ) -> Contender:
-    """Training by the program that `jaxtrader.train` runs."""
+    """Training by the program that `jaxtrader.train` runs.
+
+    Args:
+      devices: for one agent's environments, of which as many are used as there can be equal groups.
+    """
+    groups = math.gcd(devices, config.ppo.num_envs, ppo_shape(config).blocks_per_minibatch)
+    config = replace_settings(config, "ppo", env_shards=groups)
     if frozen:
         config = replace_settings(config, "network", frozen_encoder=True)
     program = build_program(config, market, num_seeds=seeds)
@@ -141,11 +153,11 @@ def gym_trading(config: TrainingConfig, market: Dataset) -> Contender:
     return sb3.contender(model)
 
 
-def rows(cartpole_envs: Sequence[int], seeds: int = 2) -> list[Row]:
+def rows(cartpole_envs: Sequence[int], cores: int = 2) -> list[Row]:
     """All rows; CartPole's once for each number of environments.
 
     Args:
-      seeds: that the rows of several train at once.
+      cores: each is a device of its own, for a seed or a group of environments.
     """
 
     def sb3(
@@ -198,11 +210,21 @@ def rows(cartpole_envs: Sequence[int], seeds: int = 2) -> list[Row]:
             differs=(_WINDOWS, "flax's dense layers on pairs of rows for an encoder"),
         ),
         Row(
-            name="windowed-seeds",
-            ours=partial(ours, seeds=seeds),
-            peer=partial(windowed, encoder="DenseEncoder", seeds=seeds),
+            name="windowed-shards",
+            ours=partial(ours, devices=cores),
+            peer=partial(windowed, encoder="DenseEncoder"),
             bar=10.0,
-            differs=(_WINDOWS, f"{seeds} seeds at once on both sides, laid over the devices alike"),
+            differs=(
+                _WINDOWS,
+                f"our environments in groups (ppo.env_shards) on up to {cores} devices, one a core",
+            ),
+        ),
+        Row(
+            name="windowed-seeds",
+            ours=partial(ours, seeds=cores),
+            peer=partial(windowed, encoder="DenseEncoder", seeds=cores),
+            bar=10.0,
+            differs=(_WINDOWS, f"{cores} seeds at once on both sides, laid over the devices alike"),
         ),
         Row(
             name="windowed-conv",
