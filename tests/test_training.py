@@ -35,7 +35,8 @@ from jaxtrader import training
 from jaxtrader.checkpoints import AgentCheckpoints
 from jaxtrader.errors import ConfigError, JaxtraderError
 from jaxtrader.outputs import OutputLayout
-from jaxtrader.program import build_program, ppo_shape, updates_for
+from jaxtrader.program import build_program, hyperparameters, ppo_shape, updates_for
+from jaxtrader.recording import record_updates
 from jaxtrader.runs import restore_run, start_run
 from jaxtrader.training import Interrupted, cleared_gates, train
 
@@ -412,6 +413,37 @@ def test_one_trace_serves_a_whole_run_and_every_hyperparameter(straight, monkeyp
         run = trained(changed, updates=4)  # calls of 1 and of more updates
         assert run.update == 4
     assert traced == []
+
+
+def test_an_update_is_traced_once(monkeypatch):
+    """For the shapes of its metrics and for the loop over updates."""
+    traced = []
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda *a: traced.append(1) or update(*a))
+    with_settings(program("BBB"), "network", hidden=17).lower_updates(1)
+    assert traced == [1]
+
+
+def test_episodes_are_those_of_the_environments_that_are_watched():
+    """One of each of two groups of two: environments 0 and 2."""
+    grouped = with_settings(program("BBB"), "ppo", num_envs=4, env_shards=2)
+    learner = dataclasses.replace(grouped.learner, telemetry_envs=2)
+    agent = jax.tree.map(lambda x: x[0], grouped.params["train"])
+    hyper = hyperparameters(grouped.config, 1)
+    state = jax.eval_shape(learner.init, jax.random.key(0), agent, hyper)
+    shapes = jax.eval_shape(learner.update, state, agent, hyper)[1]
+    metrics = jax.tree.map(lambda x: np.ones((1, 1, 3, *x.shape), x.dtype), shapes)
+    kept = []
+    run = SimpleNamespace(
+        program=dataclasses.replace(grouped, learner=learner),
+        seeds=(5,),
+        state=SimpleNamespace(halt=np.zeros((1, 1), int), halted_at=np.zeros((1, 1), int)),
+        recorded_episodes=np.zeros((1, 1), int),
+        journal=SimpleNamespace(append=lambda seed, updates, episodes: kept.append(episodes)),
+    )
+    record_updates(run, metrics, first_update=1, n=2, sharpe=None)
+    blocks = learner.shape.num_blocks
+    assert kept[0]["env"].tolist() == [0, 2] * blocks * 2
 
 
 def test_a_resumed_run_is_the_same_program(single, tmp_path):
