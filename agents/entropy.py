@@ -1,16 +1,20 @@
 """Entropy: its coefficient's schedule, and the guard that rescues or halts a collapsing seed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 
-def histogram_entropy(counts: jax.Array | np.ndarray) -> jax.Array:
-    """Entropy in nats of the empirical distribution `counts` [..., K]; 0 when there are none."""
-    total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1)
-    p = counts / total
-    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
+def histogram_entropy(counts: Any) -> Any:
+    """Entropy in nats of the empirical distribution `counts` [..., K]; 0 when there are none.
+
+    Of a NumPy array by NumPy: a table would else have every step of this compiled for its length.
+    """
+    xp = counts.__array_namespace__()
+    p = counts / xp.maximum(xp.sum(counts, axis=-1, keepdims=True), 1)
+    return -xp.sum(xp.where(p > 0, p * xp.log(xp.where(p > 0, p, 1.0)), 0.0), axis=-1)
 
 
 @struct.dataclass

@@ -207,7 +207,10 @@ def _validate(run: TrainingRun) -> np.ndarray:
 
 
 def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
-    whole = run.state if jax.process_count() == 1 else to_host(run.state)
+    # To the key checker, picking one of several keys uses them all; saving uses none.
+    state = dataclasses.replace(run.state, key=jax.random.clone(run.state.key))
+    # Whole: on the device, picking an agent would compile a program for every shape of array.
+    state = to_host(state)
     if not run.checkpoints or not is_first():
         return
     run.journal.sync()  # before any checkpoint that says these rows are there
@@ -220,12 +223,10 @@ def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
         "device": machine()["device"],
     }
     for (s, k), checkpoints in run.checkpoints.items():
-        # To the key checker, picking one of several keys uses them all; saving uses none.
-        copy = dataclasses.replace(whole, key=jax.random.clone(whole.key))
-        state = jax.tree.map(lambda x, s=s, k=k: x[s, k], copy)
+        agent = jax.tree.map(lambda x, s=s, k=k: x[s, k], state)
         own = -math.inf if sharpe is None else float(sharpe[s, k])
         about = {**meta, "recorded_episodes": int(run.recorded_episodes[s, k])}
-        checkpoints.save(run.update, state, about, None if own == -math.inf else own)
+        checkpoints.save(run.update, agent, about, None if own == -math.inf else own)
 
 
 def _statuses(run: TrainingRun, sharpe: np.ndarray | None) -> dict[str, AgentStatus]:
