@@ -207,10 +207,10 @@ def _validate(run: TrainingRun) -> np.ndarray:
 
 
 def _save(run: TrainingRun, sharpe: np.ndarray | None) -> None:
+    # On the device, picking an agent would compile a program for every shape of array.
+    state = to_host(run.state)
     # To the key checker, picking one of several keys uses them all; saving uses none.
-    state = dataclasses.replace(run.state, key=jax.random.clone(run.state.key))
-    # Whole: on the device, picking an agent would compile a program for every shape of array.
-    state = to_host(state)
+    state = dataclasses.replace(state, key=jax.random.clone(state.key))
     if not run.checkpoints or not is_first():
         return
     run.journal.sync()  # before any checkpoint that says these rows are there
