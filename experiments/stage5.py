@@ -248,23 +248,27 @@ def export_agents(
 
     What was trained and evaluated is worth a report even where a policy cannot be written.
     """
+    from jaxtrader.export import ParityProcess
+
     observations = sample_observations(run.program, run.best_params, split)
     exports: list[list[ExportedPolicy | ExportError]] = [[] for _ in run.program.dataset.symbols]
-    for s, k, symbol, seed in run.agents:
-        try:
-            export = export_agent(
-                run.program,
-                run.best_params,
-                observations,
-                s,
-                k,
-                layout.policy(symbol, seed),
-                split=split,
-                metrics=evaluations[s][k].performance.to_dict(),
-            )
-        except ExportError as error:
-            export = error
-        exports[s].append(export)
+    with ParityProcess() as process:
+        for s, k, symbol, seed in run.agents:
+            try:
+                export = export_agent(
+                    run.program,
+                    run.best_params,
+                    observations,
+                    s,
+                    k,
+                    layout.policy(symbol, seed),
+                    process,
+                    split=split,
+                    metrics=evaluations[s][k].performance.to_dict(),
+                )
+            except ExportError as error:
+                export = error
+            exports[s].append(export)
     return exports
 
 

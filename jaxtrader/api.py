@@ -25,7 +25,12 @@ from agents.networks import ActorCritic
 from envs.reward import RewardFunction
 from jaxtrader.config import TrainingConfig, check_split, replace_settings
 from jaxtrader.data import FEATURE_NAMES, Dataset, load_dataset, synthetic_dataset
-from jaxtrader.deployment import ExportedPolicy, export_agent, sample_observations
+from jaxtrader.deployment import (
+    ExportedPolicy,
+    export_agent,
+    require_torch,
+    sample_observations,
+)
 from jaxtrader.errors import CheckpointError, ConfigError
 from jaxtrader.evaluation.evaluate import Evaluation, evaluate_agents
 from jaxtrader.program import build_program
@@ -201,6 +206,9 @@ def export_policy(
       ExportError: torch is missing, or the file cannot be written.
     """
     check_split(split)
+    require_torch()
+    from jaxtrader.export import ParityProcess
+
     params = _best_params(run)
     places = [
         (s, k)
@@ -219,16 +227,11 @@ def export_policy(
     observations = sample_observations(run.program, params, split)
     sharpe = float(run.best_sharpe[s, k])
     metrics = {"validation_sharpe": sharpe if math.isfinite(sharpe) else None}
-    return export_agent(
-        run.program,
-        params,
-        observations,
-        s,
-        k,
-        Path(path),
-        split=split,
-        metrics=metrics,
-    )
+    with ParityProcess() as process:
+        return export_agent(
+            run.program, params, observations, s, k, Path(path), process, split=split,
+            metrics=metrics,
+        )  # fmt: skip
 
 
 def _settings(config: TrainingConfig | None) -> TrainingConfig:

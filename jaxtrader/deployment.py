@@ -24,7 +24,7 @@ from jaxtrader.program import Program
 from jaxtrader.provenance import git_commit
 
 if TYPE_CHECKING:  # training needs no torch
-    from jaxtrader.export import ParityReport, PolicyManifest
+    from jaxtrader.export import ParityProcess, ParityReport, PolicyManifest
 
 PARITY_OBSERVATIONS = 10_000
 
@@ -123,6 +123,7 @@ def export_agent(
     s: int,
     k: int,
     path: Path,
+    process: ParityProcess,
     *,
     split: str,
     metrics: Mapping[str, Any],
@@ -132,12 +133,13 @@ def export_agent(
     Args:
       params: network parameters of all agents, [S, K, ...].
       observations: `sample_observations` of the same parameters and split.
+      process: in which the replay runs.
       metrics: what the file says of its out-of-sample performance.
 
     Raises:
       ExportError: torch is missing, the file cannot be written, or the replay failed.
     """
-    from jaxtrader.export import check_parity, export_policy, write_parity_data
+    from jaxtrader.export import export_policy, write_parity_data
 
     dataset = program.dataset
     manifest = export_policy(
@@ -167,4 +169,4 @@ def export_agent(
         write_parity_data(
             recorded, dataset.raw_features[s, rows], own.account, own.mask, own.logits, own.value
         )
-        return ExportedPolicy(path, manifest, check_parity(path, recorded))
+        return ExportedPolicy(path, manifest, process.check(path, recorded))

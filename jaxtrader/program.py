@@ -148,7 +148,7 @@ def trading_params(
       ConfigError: for settings the environment refuses.
     """
     environment = config.environment
-    market, first_bar, last_bar = split_market(dataset, split)
+    market, first_bar, last_bar = jax.device_get(split_market(dataset, split))
     episode_length = environment.episode_length
 
     def one(symbol: int) -> TradingParams:
@@ -204,7 +204,8 @@ def trading_params(
         per_symbol = [one(symbol) for symbol in range(len(dataset.symbols))]
     except ValueError as error:
         raise ConfigError(f"{split} split of {', '.join(dataset.symbols)}: {error}") from error
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *per_symbol)
+    # On the host, as above: on a device each leaf would be a program of its own to compile.
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *per_symbol)
 
 
 # Compiled once per learner (which compares by value) and argument shapes, not once per program.
@@ -414,7 +415,7 @@ def build_program(
     params = {
         split: trading_params(config, dataset, split, custom_reward=custom) for split in SPLITS
     }
-    first_symbol = jax.tree.map(lambda x: x[0], params["train"])
+    first_symbol = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), params["train"])
     env = TradingEnv(first_symbol, window=networks.receptive_field, reward=reward)
     if custom:
         _try_reward(env, first_symbol)

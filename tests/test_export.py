@@ -27,10 +27,12 @@ torch = library("torch")
 from jaxtrader.export import (  # noqa: E402
     FORMAT_VERSION,
     LoadedPolicy,
+    ParityProcess,
     PolicyManifest,
     check_parity,
     export_policy,
     load_policy,
+    parity,
     torchscript,
     write_parity_data,
 )
@@ -681,7 +683,7 @@ def test_parity_data_are_checked(change, message, tmp_path):
 
 def test_a_failed_replay_says_why(policy_copy, tmp_path):
     path, manifest = policy_copy
-    with pytest.raises(ExportError, match=r"exit status 1:\n.*none\.npz: not parity data"):
+    with pytest.raises(ExportError, match=r"replay failed:\n.*none\.npz: not parity data"):
         check_parity(path, tmp_path / "none.npz")
     write_parity_data(
         tmp_path / "narrow.npz",
@@ -698,3 +700,22 @@ def test_a_failed_replay_says_why(policy_copy, tmp_path):
         check_parity(path, tmp_path / "narrow.npz")
     with pytest.raises(ExportError, match="tolerance: must be above 0"):
         check_parity(path, tmp_path / "narrow.npz", tolerance=0.0)
+
+
+def test_one_process_replays_many_and_another_takes_the_place_of_one_that_died(
+    exported, tmp_path, monkeypatch
+):
+    path, _ = exported
+    observations = observe(4, seed=4)
+    recorded = tmp_path / "parity.npz"
+    write_parity_data(recorded, *observations, *oracle(make_params(), *observations))
+    with ParityProcess() as process:
+        monkeypatch.setattr(parity, "_CHILD", "import os; os.write(2, b'so it ends'); os._exit(3)")
+        with pytest.raises(ExportError, match=r"policy\.pt: .* exit status 3:\nso it ends"):
+            process.check(path, recorded)
+        monkeypatch.undo()
+        assert process.check(path, recorded).passed
+        with pytest.raises(ExportError, match="not parity data"):
+            process.check(path, tmp_path / "none.npz")
+        monkeypatch.setattr(parity, "_CHILD", "raise SystemExit")  # no further one is started
+        assert process.check(path, recorded).passed

@@ -128,7 +128,7 @@ def known_parity(study, monkeypatch):
     parity = study.summary["agents"][0]["policy"]["parity"]
     known = SimpleNamespace(**parity)
 
-    def export_agent(program, params, observations, s, k, path, **options):
+    def export_agent(program, params, observations, s, k, path, process, **options):
         manifest = SimpleNamespace(sha256="0" * 64)
         return ExportedPolicy(path, manifest, known)
 
@@ -366,7 +366,7 @@ def test_a_policy_that_differs_from_jax_costs_the_status(study, copied, known_pa
     parity = study.summary["agents"][0]["policy"]["parity"]
     differing = SimpleNamespace(**parity | {"passed": False, "largest_logit_difference": 0.5})
 
-    def differ(program, params, observations, s, k, path, **options):
+    def differ(program, params, observations, s, k, path, process, **options):
         return ExportedPolicy(path, SimpleNamespace(sha256="0" * 64), differing)
 
     judged(monkeypatch, passed=True)

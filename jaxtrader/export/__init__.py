@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from jaxtrader.errors import ExportError
 
 if TYPE_CHECKING:
-    from jaxtrader.export.parity import ParityReport, check_parity, write_parity_data
+    from jaxtrader.export.parity import (
+        ParityProcess,
+        ParityReport,
+        check_parity,
+        write_parity_data,
+    )
     from jaxtrader.export.torchscript import (
         FORMAT_VERSION,
         LoadedPolicy,
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_VERSION",
     "LoadedPolicy",
+    "ParityProcess",
     "ParityReport",
     "PolicyManifest",
     "check_parity",
@@ -30,7 +36,7 @@ __all__ = [
     "write_parity_data",
 ]
 
-_PARITY = frozenset({"ParityReport", "check_parity", "write_parity_data"})
+_PARITY = frozenset({"ParityProcess", "ParityReport", "check_parity", "write_parity_data"})
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,12 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -25,8 +29,8 @@ _CHILD = f"""
 import json, sys
 sys.modules.update(dict.fromkeys({_ABSENT!r}))
 sys.path[:] = json.loads(sys.argv[1])
-from jaxtrader.export.parity import _replay_and_print
-_replay_and_print(*sys.argv[2:])
+from jaxtrader.export.parity import _answer_requests
+_answer_requests()
 """
 
 
@@ -122,33 +126,75 @@ def check_parity(
     Raises:
         ExportError: the replay failed (its error output is quoted), or `tolerance` is not above 0.
     """
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise ExportError(f"tolerance: must be above 0 and finite, got {tolerance}")
-    arguments = [json.dumps(sys.path), str(policy_path), str(npz_path), repr(float(tolerance))]
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ExportError(
-            f"{policy_path}: the parity replay failed with exit status {done.returncode}:\n"
-            f"{done.stderr.strip()}"
-        )
-    try:
-        return ParityReport(**json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, TypeError, ValueError) as error:
-        raise ExportError(
-            f"{policy_path}: the parity replay printed no report but:\n{done.stdout}{done.stderr}"
-        ) from error
+    with ParityProcess() as process:
+        return process.check(policy_path, npz_path, tolerance)
 
 
-def _replay_and_print(policy_path: str, npz_path: str, tolerance: str) -> None:
-    """The child: prints the fields of its `ParityReport` as one line of JSON."""
+class ParityProcess:
+    """`check_parity` of many policies, one after another, in one process.
+
+    It starts with the first of them, because importing torch takes seconds; after a replay that
+    killed it, the next one starts another.
+
+        with ParityProcess() as process:
+            reports = [process.check(policy, recorded) for policy, recorded in pairs]
+    """
+
+    def __enter__(self) -> "ParityProcess":
+        self._resources = ExitStack()
+        # A file, because a pipe that nobody reads would stop a process that writes much.
+        self._errors = self._resources.enter_context(tempfile.TemporaryFile("w+"))
+        self._process: subprocess.Popen[bytes] | None = None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def check(
+        self,
+        policy_path: str | os.PathLike[str],
+        npz_path: str | os.PathLike[str],
+        tolerance: float = 1e-5,
+    ) -> ParityReport:
+        """See `check_parity`."""
+        if not (math.isfinite(tolerance) and tolerance > 0):
+            raise ExportError(f"tolerance: must be above 0 and finite, got {tolerance}")
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
+            self._process = self._resources.enter_context(
+                subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=self._errors)
+            )
+        assert self._process.stdin
+        assert self._process.stdout
+        request = json.dumps([str(policy_path), str(npz_path), tolerance])
+        with suppress(BrokenPipeError):  # it has ended: no answer will come
+            self._process.stdin.write(f"{request}\n".encode())
+        answer = self._process.stdout.readline()
+        if not answer:
+            status = self._process.wait()
+            self._errors.seek(0)
+            raise ExportError(
+                f"{policy_path}: the parity replay ended with exit status {status}:\n"
+                f"{self._errors.read().strip()}"
+            )
+        fields = json.loads(answer)
+        if "error" in fields:
+            raise ExportError(f"{policy_path}: the parity replay failed:\n{fields['error']}")
+        return ParityReport(**fields)
+
+
+def _answer_requests() -> None:
+    """The child: for each line of JSON it reads, prints the fields of a `ParityReport`."""
     torch.set_num_threads(1)
-    try:
-        report = _replay(policy_path, npz_path, float(tolerance))
-    except ExportError as error:
-        sys.exit(str(error))
-    print(json.dumps(report))
+    answers, sys.stdout = sys.stdout, sys.stderr  # for whatever else may print
+    for request in sys.stdin:
+        try:
+            answer = _replay(*json.loads(request))
+        except ExportError as error:
+            answer = {"error": str(error)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _replay(policy_path: str, npz_path: str, tolerance: float) -> dict[str, Any]:
