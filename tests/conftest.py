@@ -2,8 +2,11 @@
 
 import gc
 import shutil
+from pathlib import Path
 
 import pytest
+
+MEMORY_MAPS = Path("/proc/self/maps")  # a line each; Linux allows a process 65,530
 
 # Tracing makes millions of objects that live on; to look through them again and again for garbage
 # takes a tenth of the suite's time.
@@ -29,6 +32,21 @@ def debug_key_reuse(compilation_cache):
 
     with jax.debug_key_reuse(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs(debug_key_reuse):
+    """Compiled programs are let go after a file once they are many.
+
+    Each takes half a dozen memory maps, and when there are none left, loading the next one ends
+    the worker with a segmentation fault.
+    """
+    import jax
+
+    yield
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
