@@ -1,13 +1,16 @@
 """Entropy: its coefficient's schedule, and the guard that rescues or halts a collapsing seed."""
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+DeviceOrHostArray = TypeVar("DeviceOrHostArray", jax.Array, np.ndarray)
 
-def histogram_entropy(counts: Any) -> Any:
+
+def histogram_entropy(counts: DeviceOrHostArray) -> DeviceOrHostArray:
     """Entropy in nats of the empirical distribution `counts` [..., K]; 0 when there are none.
 
     Of a NumPy array by NumPy: a table would else have every step of this compiled for its length.
