@@ -44,7 +44,7 @@ def forget_programs(debug_key_reuse):
     import jax
 
     yield
-    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 15_000:
+    if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
         gc.collect()
 
