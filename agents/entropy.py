@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-DeviceOrHostArray = TypeVar("DeviceOrHostArray", jax.Array, np.ndarray)
+ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)  # on the device or on the host
 
 
-def histogram_entropy(counts: DeviceOrHostArray) -> DeviceOrHostArray:
+def histogram_entropy(counts: ArrayT) -> ArrayT:
     """Entropy in nats of the empirical distribution `counts` [..., K]; 0 when there are none.
 
     Of a NumPy array by NumPy: a table would else have every step of this compiled for its length.

@@ -40,7 +40,7 @@ napoleon_attr_annotations = False  # the comments give shapes, which say more th
 nitpick_ignore_regex = [
     (r"py:.*", r"(jax|jnp|flax|optax|np|numpy|pd|pandas|pa|pyarrow|torch|tyro|rich|gymnasium)\b.*"),
     (r"py:.*", rf"({'|'.join(sys.stdlib_module_names)})\..*"),
-    (r"py:.*", r"(.*\[.*|Path|ArrayTree|Positional|(.*\.)?(StateT|ParamsT))"),
+    (r"py:.*", r"(.*\[.*|Path|ArrayTree|Positional|(.*\.)?(StateT|ParamsT|ArrayT))"),
     (r"py:exc", r".*"),
 ]
 

@@ -41,11 +41,13 @@ def forget_programs(debug_key_reuse):
     Each takes half a dozen memory maps, and when there are none left, loading the next one ends
     the worker with a segmentation fault.
     """
+    import chex
     import jax
 
     yield
     if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
+        chex.clear_trace_counter()  # of functions that files share, which will be traced again
         gc.collect()
 
 
