@@ -134,7 +134,7 @@ class ParityProcess:
     """`check_parity` of many policies, one after another, in one process.
 
     It starts with the first of them, because importing torch takes seconds; after a replay that
-    killed it, the next one starts another.
+    killed it, the next one starts another::
 
         with ParityProcess() as process:
             reports = [process.check(policy, recorded) for policy, recorded in pairs]
