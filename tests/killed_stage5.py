@@ -1,30 +1,37 @@
 """The stage-5 command, telling another process through a pipe what it is doing: a test kills it.
 
-    python killed_stage5.py DESCRIPTOR ARGUMENT...
-
 On entering a phase it writes the phase's name and a newline, on leaving the name of the one around
 it. Policies are not exported, nor is torch looked for: that takes longest, and nobody kills it.
 """
 
 import os
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import jax
+
+from experiments import stage5
+from jaxtrader import checkpoints, training
+from jaxtrader.checkpoints import AgentCheckpoints
+from jaxtrader.program import Program
 
 
-def main() -> int:
-    descriptor, arguments = int(sys.argv[1]), sys.argv[2:]
+def run(tells: Connection, errors: Path, arguments: list[str]) -> None:
+    """Ends the process with the command's exit status.
 
-    from experiments import stage5
-    from jaxtrader import checkpoints, training
-    from jaxtrader.checkpoints import AgentCheckpoints
-    from jaxtrader.program import Program
-
+    Args:
+        tells: where it says what it is doing.
+        errors: file for what it prints on standard error; what it prints otherwise is lost.
+        arguments: of the command.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    for descriptor, name in ((1, os.devnull), (2, errors)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
     around = ["start"]
 
     def tell() -> None:
-        os.write(descriptor, around[-1].encode() + b"\n")
+        os.write(tells.fileno(), around[-1].encode() + b"\n")
 
     def phase(owner, function: str, name: str) -> None:
         original = getattr(owner, function)
@@ -55,8 +62,4 @@ def main() -> int:
     stage5.export_agents = lambda run, *arguments: [
         [None for _ in run.seeds] for _ in run.program.dataset.symbols
     ]
-    return stage5.main(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stage5.main(arguments))

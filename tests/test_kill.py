@@ -2,12 +2,12 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import select
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import chex
 import jax
+import killed_stage5
 import pytest
 import yaml
 from learners import bits
@@ -37,21 +38,24 @@ PHASES = ("loop", "compute", "validate", "journal", "save", "save", "list", "rem
 PATIENCE = 300.0  # seconds without a word from a process: it hangs
 
 
+# Importing everything is a third of a start, and is done once: every process is forked off one that
+# has imported, and started nothing yet.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["killed_stage5"])
+
+
 class Process:
     """The command in a process of its own, and what it says it is doing."""
 
     def __init__(self, arguments: list):
-        self._read, write = os.pipe()
-        program = Path(__file__).with_name("killed_stage5.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(program), str(write), *map(str, arguments)],
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            pass_fds=[write],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+        self._says, tells = FORKS.Pipe(duplex=False)
+        self._folder = tempfile.TemporaryDirectory()
+        self._errors = Path(self._folder.name) / "errors"
+        self._process = FORKS.Process(
+            target=killed_stage5.run, args=(tells, self._errors, [*map(str, arguments)])
         )
-        os.close(write)
+        self._process.start()
+        tells.close()
         self.phase = "start"
         self.errors = ""
 
@@ -59,8 +63,8 @@ class Process:
         """Phases as they begin, until the process ends or a moment of the monotonic clock."""
         while True:
             left = min(PATIENCE, until - time.monotonic())
-            ready, _, _ = select.select([self._read], [], [], max(left, 0.0))
-            said = os.read(self._read, 65536) if ready else b""
+            ready, _, _ = select.select([self._says], [], [], max(left, 0.0))
+            said = os.read(self._says.fileno(), 65536) if ready else b""
             if not said:
                 assert ready or until < float("inf"), f"nothing happens in {self.phase}"
                 return
@@ -70,16 +74,21 @@ class Process:
 
     def kill(self) -> bool:
         """Whether it had not ended before."""
-        self._process.send_signal(signal.SIGKILL)
+        self._process.kill()
         return self.wait() == -signal.SIGKILL
 
     def wait(self) -> int:
         """Lets it go on until it ends; its exit status."""
         for _ in self.phases():
             pass
-        os.close(self._read)
-        _, self.errors = self._process.communicate(timeout=PATIENCE)
-        return self._process.returncode
+        self._says.close()
+        self._process.join(PATIENCE)
+        status = self._process.exitcode
+        assert status is not None, "it has closed its pipe and does not end"
+        self._process.close()
+        self.errors = self._errors.read_text()
+        self._folder.cleanup()
+        return status
 
 
 def arguments(folder: Path, data: Path, keep_best: int = CONFIG.checkpoints.keep_best) -> list:

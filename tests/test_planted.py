@@ -174,9 +174,9 @@ def gains(dataset: Dataset, costs: str = "free") -> np.ndarray:
     config = replace_settings(LOG_WEALTH, "environment", costs=costs)
     config = replace_settings(config, "network", hold_bias=0.0)
     config = replace_settings(
-        config, "ppo", learning_rate=2e-3, num_envs=4, rollout_steps=256, num_epochs=5
+        config, "ppo", learning_rate=2e-3, num_envs=16, rollout_steps=64, num_epochs=5
     )
-    return log_wealth_out_of_sample(dataset, (1,), 25_000, config)[:, 0]
+    return log_wealth_out_of_sample(dataset, (1,), 16_384, config)[:, 0]
 
 
 def significant(sample: np.ndarray) -> bool:
