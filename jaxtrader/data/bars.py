@@ -15,6 +15,8 @@ from jaxtrader.errors import DataError
 
 PRICES = ("open", "high", "low", "close")
 COLUMNS = ("timestamp", *PRICES, "volume")
+# Of files whose prices are as they were traded; see jaxtrader/data/importing/adjustments.py.
+FACTORS = ("adjustment_factor", "split_factor")
 
 # Adjusting prices for splits and dividends moves a close past its high by an ulp or two.
 _ROUNDING = 1e-9
@@ -70,6 +72,9 @@ class Bars:
 def read_bars(data_dir: str | Path, symbol: str, timeframe: str = "1Hour") -> Bars:
     """Reads `historical/<symbol>/<timeframe>/data.parquet` under `data_dir`.
 
+    Where the file has a column `adjustment_factor`, its prices are taken times it, and its volume
+    divided by `split_factor`: across a split or a dividend, returns are then those of an owner.
+
     Args:
         data_dir: folder that holds `historical` (or `data/historical`), or is it.
         symbol: name of the symbol's folder.
@@ -81,10 +86,29 @@ def read_bars(data_dir: str | Path, symbol: str, timeframe: str = "1Hour") -> Ba
         ConfigError: `timeframe` is not the name of a timeframe.
     """
     path = bars_path(data_dir, symbol, timeframe)
-    table, sha256 = read_columns(path, COLUMNS)
+    table, sha256 = read_columns(path, COLUMNS, FACTORS)
     timestamps = _utc_timestamps(path, table["timestamp"])
-    columns = [_float_column(path, name, table[name]) for name in (*PRICES, "volume")]
-    return Bars(symbol, timeframe, timestamps, *columns, source=str(path), sha256=sha256)
+    values = {name: _float_column(path, name, table[name]) for name in table.column_names[1:]}
+    notes = []
+    for name in FACTORS:
+        factor = values.pop(name, None)
+        if factor is None:
+            continue
+        wrong = np.flatnonzero(~((factor > 0) & (factor < np.inf)))
+        if len(wrong):
+            raise DataError(
+                f"{path}: row {wrong[0]}, column {name!r}: {factor[wrong[0]]} is not above 0 "
+                f"({len(wrong)} such rows); correct it, or drop the column from adjusted prices"
+            )
+        if name == "adjustment_factor":
+            values |= {price: values[price] * factor for price in PRICES}
+            notes.append("prices as traded, adjusted for splits and dividends by their factors")
+        else:
+            values["volume"] = values["volume"] / factor
+    columns = [values[name] for name in (*PRICES, "volume")]
+    return Bars(
+        symbol, timeframe, timestamps, *columns, source=str(path), sha256=sha256, notes=tuple(notes)
+    )
 
 
 def _utc_timestamps(path: Path, column: pa.ChunkedArray) -> np.ndarray:

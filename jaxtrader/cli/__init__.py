@@ -6,17 +6,19 @@ or when something could not be done, 130 when interrupted.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from jaxtrader.cli.console import make_console
+from jaxtrader.cli.data import data
 from jaxtrader.errors import JaxtraderError
 from jaxtrader.outputs import OutputLayout
 
 app = tyro.extras.SubcommandApp()
+app.command(data, name="data", help="From files of any vendor to bars that can be trusted.")
 
 
 @app.command(name="upload-runs")
@@ -42,7 +44,7 @@ def upload_runs(
     from jaxtrader.tracking.upload import upload_once
 
     prepare_process()
-    console, failed = _console(), False
+    console, failed = make_console(), False
     layout = OutputLayout(output_dir)
     for name in run_names(layout, runs):
         with console.status(f"uploading {name}"):
@@ -70,8 +72,3 @@ def main(argv: list[str] | None = None) -> int:
         remedy = "check the path, its permissions and the free space"
         errors.print(f"error: {error}; {remedy}", markup=False, soft_wrap=True)
         return 2
-
-
-def _console() -> Console:
-    # A pipe or a log file has no width of its own: 80 columns would cut the lines.
-    return Console(width=None if sys.stdout.isatty() else 120)
