@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jaxtrader.cli.console import make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jaxtrader.data.checking import CheckedFile
 
 data = tyro.extras.SubcommandApp()
 
@@ -98,3 +103,92 @@ def import_(
             console.print(f"{each.symbol} {each.timeframe}: {note}", markup=False, soft_wrap=True)
     console.print("next: jaxtrader data check", markup=False, highlight=False)
     return 0
+
+
+@data.command(name="check")
+def check(
+    data_dir: Annotated[Path, tyro.conf.Positional] = Path("data"),
+    symbols: tuple[str, ...] = (),
+    timeframes: tuple[str, ...] = (),
+    calendar: str | None = None,
+    report: Path | None = None,
+    remediate: Path | None = None,
+) -> int:
+    """Check bars: what is missing, doubled, out of place or hardly true; and whether to train.
+
+    Looks for rows that training refuses, duplicates, holes and sessions cut short by the exchange's
+    real calendar (holidays, half days, daylight saving), bars outside sessions, runs that do not
+    move, prints taken back by the next bar, moves far beyond the usual, jumps by the ratio of a
+    split, bars without volume, steps in the level of the volume, and changes of source.
+
+    Writes DATA_DIR/validation_report.json and .md. Exit status: 0 when every file is fit for
+    training, with care or without; 1 when one is not; 2 when something could not be done. With
+    --remediate it is that of the copies.
+
+        jaxtrader data check data
+        jaxtrader data check data --symbols SPY QQQ --timeframes 1Hour
+        jaxtrader data check data --remediate mended
+
+    Args:
+      data_dir: Folder that holds `historical`.
+      symbols: Which to check. Default: all.
+      timeframes: Which to check, such as 1Hour. Default: all.
+      calendar: Exchange whose sessions count, such as XNYS, XLON, 24/5 or 24/7. Default: by the
+        hours and weekdays of the bars.
+      report: Where to write the report. Default: DATA_DIR/validation_report.json.
+      remediate: Write mended copies into this folder, and remediation.csv with every row that was
+        moved or left out. The files that were checked stay as they are.
+    """
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from jaxtrader.data import checking
+
+    console = make_console()
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("checking", total=None)
+
+        def progress(what: str, done: int, of: int) -> None:
+            bar.update(task, description=what, completed=done, total=of)
+
+        checked = checking.check_folder(data_dir, symbols, timeframes, calendar, progress=progress)
+    table = Table(title=f"{len(checked)} files under {data_dir}")
+    for heading in ("symbol", "bars", "first", "last", "coverage", "verdict", "why"):
+        table.add_column(heading, overflow="fold")
+    for each in checked:
+        kinds = [f.kind for f in each.findings if f.severity != "note"]
+        table.add_row(
+            each.symbol,
+            f"{each.bars:,} of {each.timeframe}",
+            (each.first or "")[:10],
+            (each.last or "")[:10],
+            f"{100 * each.coverage:.1f} %",
+            each.verdict.name,
+            ", ".join(dict.fromkeys(kinds)),
+        )
+    console.print(table)
+    path = report or data_dir / "validation_report.json"
+    readable = checking.write_report(checked, path)
+    console.print(f"report: {path}, {readable}", markup=False, soft_wrap=True)
+    if remediate is not None:
+        checked = _mend(checked, remediate, console)
+    return 1 if any(each.verdict.name == "not ready" for each in checked) else 0
+
+
+def _mend(checked: list[CheckedFile], into: Path, console: Console) -> list[CheckedFile]:
+    """Writes mended copies and a report of them; what is checked then, mended or not."""
+    from jaxtrader.data import checking
+
+    mended = {}
+    for new in checking.remediate(checked, into):
+        each = checking.check_file(new.path, new.symbol, new.timeframe, new.calendar)
+        mended[new.symbol, new.timeframe] = each
+        said = "; ".join(f"{count:,} rows {name}" for name, count in new.changes.items())
+        console.print(
+            f"{new.path}: {each.verdict.name}, {new.bars:,} bars; {said or 'nothing to change'}",
+            markup=False,
+            soft_wrap=True,
+        )
+    checking.write_report([*mended.values()], into / "validation_report.json")
+    console.print(f"every change: {into / 'remediation.csv'}", markup=False, soft_wrap=True)
+    return [mended.get((each.symbol, each.timeframe), each) for each in checked]

@@ -87,8 +87,8 @@ def read_bars(data_dir: str | Path, symbol: str, timeframe: str = "1Hour") -> Ba
     """
     path = bars_path(data_dir, symbol, timeframe)
     table, sha256 = read_columns(path, COLUMNS, FACTORS)
-    timestamps = _utc_timestamps(path, table["timestamp"])
-    values = {name: _float_column(path, name, table[name]) for name in table.column_names[1:]}
+    timestamps = utc_timestamps(path, table["timestamp"])
+    values = {name: float_column(path, name, table[name]) for name in table.column_names[1:]}
     notes = []
     for name in FACTORS:
         factor = values.pop(name, None)
@@ -111,7 +111,12 @@ def read_bars(data_dir: str | Path, symbol: str, timeframe: str = "1Hour") -> Ba
     )
 
 
-def _utc_timestamps(path: Path, column: pa.ChunkedArray) -> np.ndarray:
+def utc_timestamps(path: Path, column: pa.ChunkedArray) -> np.ndarray:
+    """A column of instants as datetime64[us][T].
+
+    Raises:
+        DataError: it holds something else, has no time zone, or an empty row.
+    """
     kind = column.type
     if not pa.types.is_timestamp(kind):
         raise DataError(
@@ -138,7 +143,12 @@ def _utc_timestamps(path: Path, column: pa.ChunkedArray) -> np.ndarray:
         ) from error
 
 
-def _float_column(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+def float_column(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """A column of numbers as float64[T]; NaN where it is empty.
+
+    Raises:
+        DataError: it holds something else.
+    """
     kind = column.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise DataError(f"{path}: column {name!r} holds {kind}; write it as float64 (double)")
@@ -156,7 +166,7 @@ def _check_shapes(source: str, stamps: np.ndarray, values: dict[str, np.ndarray]
 
 
 def _check_rows(source: str, stamps: np.ndarray, values: dict[str, np.ndarray]) -> None:
-    for column, wrong, what, remedy in _faults(stamps, values):
+    for column, wrong, what, remedy in row_faults(stamps, values):
         rows = np.flatnonzero(wrong)
         if len(rows):
             when = np.datetime_as_string(stamps[rows[0]], unit="s")
@@ -166,7 +176,7 @@ def _check_rows(source: str, stamps: np.ndarray, values: dict[str, np.ndarray]) 
             )
 
 
-def _faults(
+def row_faults(
     stamps: np.ndarray, values: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, str, str]]:
     """Every rule as (column, bool[T] where it is broken, what is wrong, remedy)."""

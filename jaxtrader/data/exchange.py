@@ -35,6 +35,12 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.date)
 
+    def cut(self, first: int, last: int) -> Schedule:
+        """The sessions from row `first` up to row `last`, which is left out."""
+        rows = slice(first, last)
+        parts = (self.date[rows], self.open[rows], self.close[rows])
+        return Schedule(self.calendar, self.zone, *parts)
+
     def session_at(self, moments: np.ndarray) -> np.ndarray:
         """Row of the session that each moment is in or nearest to: int64[.].
 
@@ -56,10 +62,7 @@ def schedule(calendar: str, first: np.datetime64, last: np.datetime64) -> Schedu
     """
     years = int(str(first.astype("M8[Y]"))), int(str(last.astype("M8[Y]")))
     whole = _years(calendar, *years)
-    rows = slice(*np.searchsorted(whole.date, [first, last + np.timedelta64(1, "D")]))
-    return Schedule(
-        whole.calendar, whole.zone, whole.date[rows], whole.open[rows], whole.close[rows]
-    )
+    return whole.cut(*np.searchsorted(whole.date, [first, last + np.timedelta64(1, "D")]))
 
 
 @functools.lru_cache(maxsize=64)
