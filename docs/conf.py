@@ -11,7 +11,9 @@ import textwrap
 import tokenize
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -108,7 +110,50 @@ def _fields(cls: type) -> list[tuple[str, str]]:
     return fields
 
 
+class Table(SphinxDirective):
+    """A table of what the code registers, so that none has to be kept."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        lines = [".. list-table::", "   :header-rows: 1", ""]
+        for row in self.rows():
+            lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+class FeatureTable(Table):
+    """Every registered feature, by its own docstring."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        from jaxtrader.data.features import FEATURE_NAMES, FEATURES
+
+        rows = [("feature", "group", "by default", "warm-up, bars of 1Hour", "series", "formula")]
+        for name, each in FEATURES.items():
+            default = "yes" if name in FEATURE_NAMES else ""
+            warm_up, series = str(each.warm_up("1Hour")), ", ".join(each.macro)
+            formula = each.formula.replace("*", "\\*")
+            rows.append((f"``{name}``", each.group, default, warm_up, series, formula))
+        return rows
+
+
+class ReleaseTable(Table):
+    """Every series of the economy whose days of publication are known."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        from jaxtrader.data.macro import RELEASES
+
+        rows = [("series", "what", "published after, days", "by", "out of date after, days")]
+        for name, each in RELEASES.items():
+            days = (str(each.days), each.source, str(each.patience))
+            rows.append((f"``{name}``", each.what, *days))
+        return rows
+
+
 def setup(app: Sphinx) -> None:
-    """Goes around napoleon."""
+    """Goes around napoleon, and adds the tables."""
+    app.add_directive("feature-table", FeatureTable)
+    app.add_directive("release-table", ReleaseTable)
     app.connect("autodoc-process-docstring", before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", after_napoleon, priority=900)

@@ -101,7 +101,7 @@ def test_a_score_of_the_same_day_is_found(monkeypatch):
     def same_day(inputs: FeatureInputs) -> np.ndarray:
         day = inputs.sessions.ordinal
         first_of_next = np.searchsorted(day, day + 1)
-        return inputs.sentiment[np.minimum(first_of_next, len(day) - 1)]
+        return inputs.sentiment.score[np.minimum(first_of_next, len(day) - 1)]
 
     name = registered(monkeypatch, same_day)
     assert find_lookahead(BARS, (name,), SCORES)

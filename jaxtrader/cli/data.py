@@ -192,3 +192,87 @@ def _mend(checked: list[CheckedFile], into: Path, console: Console) -> list[Chec
     checking.write_report([*mended.values()], into / "validation_report.json")
     console.print(f"every change: {into / 'remediation.csv'}", markup=False, soft_wrap=True)
     return [mended.get((each.symbol, each.timeframe), each) for each in checked]
+
+
+@data.command(name="features")
+def features(
+    data_dir: Annotated[Path, tyro.conf.Positional] = Path("data"),
+    symbols: tuple[str, ...] = (),
+    timeframe: str = "1Hour",
+    names: tuple[str, ...] = (),
+    groups: tuple[Literal["technical", "sentiment", "regime", "macro"], ...] = (),
+    into: Path | None = None,
+    probes: int = 0,
+) -> int:
+    """List the features there are, or compute those of symbols and probe them for look-ahead.
+
+    Without --symbols, every feature with its group, the bars that it needs before its first value,
+    the series that it looks at, and its formula. With them, the span of each feature's values; all
+    symbols named make up the universe of the features that look at several. Exit status: 1 when a
+    feature has looked ahead.
+
+        jaxtrader data features
+        jaxtrader data features --groups regime
+        jaxtrader data features data --symbols SPY QQQ --groups technical regime --into data
+        jaxtrader data features data --symbols SPY --names rsi_14 macro_inflation --probes 100
+
+    Args:
+      data_dir: Folder that holds `historical`, and `sentiment` and `macro` beside it.
+      symbols: Whose features to compute.
+      timeframe: Of their bars.
+      names: Which features. Default: those that training looks at, or those of --groups.
+      groups: All features of these groups.
+      into: Folder that gets features/SYMBOL/TIMEFRAME/features.parquet.
+      probes: Bars at which to replace and to remove all that is later, to see whether a feature
+        knew it; 100 are enough to find what is not rare.
+    """
+    from rich.table import Table
+
+    from jaxtrader.data.features import FEATURE_NAMES, FEATURES
+
+    console = make_console()
+    chosen = names or tuple(n for n, each in FEATURES.items() if each.group in groups)
+    if not symbols:
+        table = Table(title=f"{len(FEATURES)} features; * is what training looks at by default")
+        for heading in ("feature", "group", "warm-up", "series", "formula"):
+            table.add_column(heading, overflow="fold")
+        for name in chosen or tuple(FEATURES):
+            each = FEATURES[name]
+            default = "*" if name in FEATURE_NAMES else ""
+            warm_up = f"{each.warm_up(timeframe):,}"
+            table.add_row(name + default, each.group, warm_up, ", ".join(each.macro), each.formula)
+        console.print(table)
+        return 0
+    return _compute_features(data_dir, symbols, timeframe, chosen or FEATURE_NAMES, into, probes)
+
+
+def _compute_features(
+    data_dir: Path,
+    symbols: tuple[str, ...],
+    timeframe: str,
+    names: tuple[str, ...],
+    into: Path | None,
+    probes: int,
+) -> int:
+    from rich.table import Table
+
+    from jaxtrader.data.feature_files import features_of
+
+    console, ahead = make_console(), False
+    for each in features_of(data_dir, symbols, timeframe, names, into, probes):
+        table = Table(
+            title=f"{each.symbol}: {len(each.values):,} bars, {each.warm_up:,} of warm-up"
+        )
+        for heading in ("feature", "least", "mean", "most", "look-ahead"):
+            table.add_column(heading)
+        for column, name in enumerate(names):
+            values = each.values[each.warm_up :, column]
+            seen = len(each.looked_ahead.get(name, ()))
+            said = f"in {seen:,} bars" if seen else "none found" if probes else "not probed"
+            numbers = (values.min(), values.mean(), values.max()) if len(values) else ()
+            table.add_row(name, *(f"{number:.4g}" for number in numbers), said)
+        console.print(table)
+        if each.path is not None:
+            console.print(f"written: {each.path}", markup=False, soft_wrap=True)
+        ahead |= bool(each.looked_ahead)
+    return 1 if ahead else 0

@@ -11,11 +11,13 @@ from jaxtrader.data.features import (
     warm_up_bars,
 )
 from jaxtrader.data.lookahead import find_lookahead
+from jaxtrader.data.macro import MacroSeries, read_macro
 from jaxtrader.data.scaler import Scaler
 from jaxtrader.data.sentiment import DailySentiment, read_sentiment
 from jaxtrader.data.sessions import Sessions, sessions_of
 from jaxtrader.data.splits import Split, chronological_splits, split_boundaries
 from jaxtrader.data.synthetic import synthetic_bars
+from jaxtrader.data.universe import Universe
 
 __all__ = [
     "FEATURE_NAMES",
@@ -23,9 +25,11 @@ __all__ = [
     "DailySentiment",
     "Dataset",
     "FeatureInputs",
+    "MacroSeries",
     "Scaler",
     "Sessions",
     "Split",
+    "Universe",
     "chronological_splits",
     "compute_features",
     "dataset_from_bars",
@@ -33,6 +37,7 @@ __all__ = [
     "find_lookahead",
     "load_dataset",
     "read_bars",
+    "read_macro",
     "read_sentiment",
     "sessions_of",
     "split_boundaries",

@@ -11,7 +11,14 @@ import numpy as np
 
 from jaxtrader.data.bars import PRICES, Bars, read_bars
 from jaxtrader.data.dataset import Dataset
-from jaxtrader.data.features import FEATURE_NAMES, compute_features, warm_up_bars
+from jaxtrader.data.features import (
+    FEATURE_NAMES,
+    Feature,
+    chosen_features,
+    compute_features,
+    warm_up_bars,
+)
+from jaxtrader.data.macro import MacroSeries, read_macro
 from jaxtrader.data.scaler import Scaler
 from jaxtrader.data.sentiment import (
     MAXIMUM_AGE_DAYS,
@@ -28,6 +35,7 @@ from jaxtrader.data.splits import (
     split_boundaries,
 )
 from jaxtrader.data.synthetic import synthetic_bars
+from jaxtrader.data.universe import Universe
 from jaxtrader.errors import ConfigError, DataError
 
 SplitClock = Literal["shared", "own"]
@@ -45,7 +53,9 @@ def load_dataset(
     feature_names: tuple[str, ...] = FEATURE_NAMES,
     split_clock: SplitClock = "shared",
 ) -> Dataset:
-    """Reads the bars and, where there is any, the sentiment of `symbols` from `data_dir`.
+    """Reads the bars of `symbols` from `data_dir`, and what else their features look at.
+
+    That is sentiment where there is any, and series of the economy, which must be there.
 
     Args:
         data_dir: folder that holds `historical` (or `data/historical`), or is it.
@@ -58,7 +68,10 @@ def load_dataset(
         DataError: a file is missing, damaged or malformed, or the bars are too few.
         ConfigError: an argument is out of range or unknown.
     """
-    sentiment = {} if "sentiment" in feature_names else None
+    features = chosen_features(feature_names)
+    sentiment = {} if _look_at_sentiment(features) else None
+    series = sorted({name for each in features for name in each.macro})
+    macro = {name: read_macro(data_dir, name) for name in series}
     bars = []
     for symbol in symbols:
         bars.append(read_bars(data_dir, symbol, timeframe))
@@ -67,6 +80,7 @@ def load_dataset(
     return dataset_from_bars(
         bars,
         sentiment,
+        macro,
         receptive_field=receptive_field,
         fractions=fractions,
         minimum_bars=minimum_bars,
@@ -110,6 +124,7 @@ def synthetic_dataset(
 def dataset_from_bars(
     bars: Sequence[Bars],
     sentiment: Mapping[str, DailySentiment | None] | None = None,
+    macro: Mapping[str, MacroSeries] | None = None,
     *,
     receptive_field: int = DEFAULT_RECEPTIVE_FIELD,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
@@ -122,6 +137,7 @@ def dataset_from_bars(
     Args:
         bars: one series for each of S symbols, of one timeframe.
         sentiment: daily scores by symbol; a symbol without an entry, or with None, gets zeros.
+        macro: series of the economy by name, for the features that look at them.
         receptive_field: bars an observation looks back on, itself included (R).
         fractions: shares of train, validation and test.
         minimum_bars: smallest acceptable split of a symbol: an episode's steps + 1.
@@ -138,8 +154,11 @@ def dataset_from_bars(
     _check_series(bars)
     scores = {} if sentiment is None else sentiment
     sessions = [sessions_of(each) for each in bars]
+    universe = Universe.of(bars, sessions)
     features = [
-        compute_features(each, scores.get(each.symbol), feature_names, when).astype(np.float32)
+        compute_features(
+            each, scores.get(each.symbol), feature_names, when, macro=macro, universe=universe
+        ).astype(np.float32)
         for each, when in zip(bars, sessions, strict=True)
     ]
     warm_up = warm_up_bars(feature_names, bars[0].timeframe)
@@ -157,7 +176,9 @@ def dataset_from_bars(
         splits=_columns(splits),
         periods_per_year=np.array([each.periods_per_year for each in sessions], np.int32),
         receptive_field=receptive_field,
-        provenance=_provenance(bars, sessions, scores, splits, "sentiment" in feature_names),
+        provenance=_provenance(
+            bars, sessions, scores, macro or {}, splits, chosen_features(feature_names)
+        ),
         **_padded(bars, sessions, features),
     )
 
@@ -248,17 +269,28 @@ def _provenance(
     bars: Sequence[Bars],
     sessions: Sequence[Sessions],
     scores: Mapping[str, DailySentiment | None],
+    macro: Mapping[str, MacroSeries],
     splits: Sequence[tuple[Split, Split, Split]],
-    wants_sentiment: bool,
+    features: Sequence[Feature],
 ) -> dict[str, Any]:
+    wants_sentiment = _look_at_sentiment(features)
     return {
         "kind": "synthetic" if bars[0].synthetic else "real",
         "symbols": {
             each.symbol: _origin(each, when, scores.get(each.symbol), wants_sentiment)
             for each, when in zip(bars, sessions, strict=True)
         },
+        "macro": {
+            name: {"source": series.source, "sha256": series.sha256}
+            for name, series in sorted(macro.items())
+        },
         "notes": _overlaps(bars, splits),
     }
+
+
+def _look_at_sentiment(features: Sequence[Feature]) -> bool:
+    """Whether any of them may: of the library's own features it is known."""
+    return any(each.group in ("sentiment", "your own") for each in features)
 
 
 def _origin(

@@ -97,6 +97,23 @@ def sentiment_path(data_dir: str | Path, symbol: str) -> Path:
     return folder / "sentiment" / check_symbol(symbol) / "daily_sentiment.parquet"
 
 
+def macro_path(data_dir: str | Path, name: str) -> Path:
+    """Path of a series of the economy, beside `historical`, which exists.
+
+    Raises:
+        DataError: there is no such file; those there are named.
+    """
+    folder = historical_folder(data_dir).parent / "macro"
+    path = folder / f"{check_symbol(name)}.parquet"
+    if not _is_there(path.is_file, path):
+        there = sorted(each.stem for each in folder.glob("*.parquet"))
+        raise DataError(
+            f"{path}: no such file. Series there: {', '.join(there) or 'none'}; leave the features "
+            f"that look at {name} out, or add it"
+        )
+    return path
+
+
 def _is_there(check: Callable[[], bool], path: Path) -> bool:
     """Raises DataError where even looking is not permitted, or the name is too long."""
     try:

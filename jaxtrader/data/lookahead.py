@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from jaxtrader.data.bars import PRICES, Bars
 from jaxtrader.data.features import FEATURE_NAMES, compute_features, warm_up_bars
+from jaxtrader.data.macro import MacroSeries
 from jaxtrader.data.sentiment import DailySentiment
 from jaxtrader.data.sessions import Sessions, sessions_of
+from jaxtrader.data.universe import Universe
 from jaxtrader.errors import DataError
 
 
@@ -18,20 +21,25 @@ def find_lookahead(
     names: tuple[str, ...] | None = None,
     sentiment: DailySentiment | None = None,
     *,
+    macro: Mapping[str, MacroSeries] | None = None,
+    universe: Universe | None = None,
     probes: int = 100,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Finds features that know a bar before it has closed.
 
     At each of several bars t, the features are computed again with every later bar replaced by
-    noise, and with every later bar taken away; scores that are not public by the close of t become
-    noise too. A row up to t that changes by a bit has looked ahead. Half of the bars probed end a
-    session, where a calendar's look-ahead shows.
+    noise, and with every later bar taken away; scores, values of the economy and other symbols'
+    closes that are not public by the close of t become noise too. A row up to t that changes by a
+    bit has looked ahead. Half of the bars probed end a session, where a calendar's look-ahead
+    shows.
 
     Args:
         bars: at least two more than the features' warm-up.
         names: features to examine; None for all of `FEATURE_NAMES`.
         sentiment: daily scores; without them the feature `sentiment` is 0 and knows nothing.
+        macro: series of the economy by name, for the features that look at them.
+        universe: the symbols that are looked at together; None for this one alone.
         probes: how many bars t, at most.
         seed: of the choice of bars and of the noise.
 
@@ -51,13 +59,21 @@ def find_lookahead(
             f"give at least {warm_up + 2}"
         )
     sessions = sessions_of(bars)
-    honest = compute_features(bars, sentiment, names, sessions)
+    honest = compute_features(bars, sentiment, names, sessions, macro=macro, universe=universe)
     changed = np.zeros(honest.shape, bool)
     for t in _probed(sessions, warm_up, probes, seed):
         known = slice(0, t + 1)
-        scores = _noise_from(sentiment, sessions.date[t], seed)
-        noisy = compute_features(noise_after(bars, t, seed), scores, names, sessions)
-        ended = compute_features(_until(bars, t), scores, names, _sessions_until(sessions, t))
+        day = sessions.date[t]
+        scores = _noise_from(sentiment, day, seed)
+        public = {
+            "macro": {
+                name: _unpublished(series, day, seed) for name, series in (macro or {}).items()
+            },
+            "universe": None if universe is None else _unclosed(universe, day, seed),
+        }
+        noisy = compute_features(noise_after(bars, t, seed), scores, names, sessions, **public)
+        until = _sessions_until(sessions, t)
+        ended = compute_features(_until(bars, t), scores, names, until, **public)
         changed[known] |= _differ(honest[known], noisy[known]) | _differ(honest[known], ended)
     return {
         name: np.flatnonzero(rows) for name, rows in zip(names, changed.T, strict=True) if any(rows)
@@ -106,6 +122,20 @@ def _noise_from(
     noise = np.random.default_rng(seed).uniform(-1.0, 1.0, len(sentiment.score))
     score = np.where(sentiment.date >= day, noise, sentiment.score)
     return dataclasses.replace(sentiment, score=score)
+
+
+def _unpublished(series: MacroSeries, day: np.datetime64, seed: int) -> MacroSeries:
+    """Values that no session up to `day` may know replaced by others of the same sign."""
+    noise = np.exp(np.random.default_rng(seed).normal(0.0, 2.0, len(series.value)))
+    value = np.where(series.usable > day, series.value * noise, series.value)
+    return dataclasses.replace(series, value=value)
+
+
+def _unclosed(universe: Universe, day: np.datetime64, seed: int) -> Universe:
+    """Closes of the session of `day` and later ones replaced by others."""
+    noise = np.exp(np.random.default_rng(seed).normal(0.0, 2.0, universe.close.shape))
+    late = (universe.date >= day)[:, None]
+    return Universe(universe.date, np.where(late, universe.close * noise, universe.close))
 
 
 def _until(bars: Bars, t: int) -> Bars:

@@ -1,145 +1,15 @@
-"""The market's features: causal, stationary and dimensionless, one function each.
-
-Row t is a function of bars <= t alone, to the last bit, whether or not later bars exist:
-`jaxtrader.data.find_lookahead` tells whether it is.
-"""
+"""The technical set: prices, volume and the calendar of one symbol, through TA-Lib where it can."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from jaxtrader.data.bars import Bars
+from jaxtrader.data.features.registry import FeatureInputs, feature
 from jaxtrader.data.layout import timeframe_minutes
-from jaxtrader.data.sentiment import DailySentiment, sentiment_at
-from jaxtrader.data.sessions import Sessions, sessions_of, weekday_of
-from jaxtrader.errors import ConfigError, DataError
+from jaxtrader.data.sessions import weekday_of
 
 _OBV_BARS = 20
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureInputs:
-    """What a feature may look at: T bars, their sessions, and the score known at each bar."""
-
-    bars: Bars
-    sessions: Sessions
-    sentiment: np.ndarray  # float64[T]
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A registered feature."""
-
-    name: str
-    compute: Callable[[FeatureInputs], np.ndarray]  # -> float64[T]
-    warm_up: Callable[[str], int]  # timeframe -> number of leading NaN rows
-
-
-FEATURES: dict[str, Feature] = {}
-
-
-def feature(
-    warm_up: int | Callable[[str], int],
-) -> Callable[[Callable[[FeatureInputs], np.ndarray]], Callable[[FeatureInputs], np.ndarray]]:
-    """Registers a function under its own name; the order of registration is the default order.
-
-    A trailing underscore, there to spare a builtin, is not part of the name. A function of one's
-    own is computed where its name is asked for: `feature_names=(*FEATURE_NAMES, "mine")`. Defined
-    again in its module, as a notebook's cell is when it runs again, it replaces itself.
-
-    Args:
-        warm_up: how many rows at the start are NaN, or that number for a timeframe.
-
-    Raises:
-        ConfigError: a feature of another module has that name.
-    """
-    rows = warm_up if callable(warm_up) else lambda timeframe: warm_up
-
-    def register(compute: Callable[[FeatureInputs], np.ndarray]):
-        name = compute.__name__.removesuffix("_")
-        taken = FEATURES.get(name)
-        if taken is not None and taken.compute.__module__ != compute.__module__:
-            raise ConfigError(
-                f"feature {name!r} is already defined in {taken.compute.__module__}; rename yours"
-            )
-        FEATURES[name] = Feature(name, compute, rows)
-        return compute
-
-    return register
-
-
-def compute_features(
-    bars: Bars,
-    sentiment: DailySentiment | None = None,
-    names: tuple[str, ...] | None = None,
-    sessions: Sessions | None = None,
-) -> np.ndarray:
-    """Computes the named features of every bar.
-
-    Args:
-        bars: T bars.
-        sentiment: daily scores; None for zeros.
-        names: F registered names, in the order wanted; None for all of `FEATURE_NAMES`.
-        sessions: the session of every bar; None to find them with `sessions_of`.
-
-    Returns:
-        float64[T, F], dimensionless, not yet scaled. The first `warm_up_bars` rows hold NaN where
-        a feature does not have enough bars behind it; no later row does.
-
-    Raises:
-        ConfigError: a name is unknown or given twice.
-        DataError: a feature is not one finite number a bar, its warm-up apart.
-    """
-    chosen = _features(FEATURE_NAMES if names is None else names)
-    sessions = sessions_of(bars) if sessions is None else sessions
-    inputs = FeatureInputs(bars, sessions, sentiment_at(sessions.date, sentiment))
-    return np.stack([_column(each, inputs) for each in chosen], axis=1)
-
-
-def warm_up_bars(names: tuple[str, ...] | None = None, timeframe: str = "1Hour") -> int:
-    """Number of leading rows in which at least one of the named features is NaN.
-
-    Raises:
-        ConfigError: a name is unknown or given twice, or `timeframe` is not a timeframe.
-    """
-    timeframe_minutes(timeframe)
-    return max(each.warm_up(timeframe) for each in _features(names or FEATURE_NAMES))
-
-
-def _features(names: tuple[str, ...]) -> list[Feature]:
-    if len(names) == 0:
-        raise ConfigError("no features named; give at least one of " + ", ".join(FEATURE_NAMES))
-    for name in names:
-        if name not in FEATURES:
-            nearest = difflib.get_close_matches(name, FEATURES, n=1, cutoff=0.0)
-            raise ConfigError(f"unknown feature {name!r}; the nearest is {nearest[0]!r}")
-        if names.count(name) > 1:
-            raise ConfigError(f"feature {name!r} is named twice; name it once")
-    return [FEATURES[name] for name in names]
-
-
-def _column(each: Feature, inputs: FeatureInputs) -> np.ndarray:
-    """The feature's values, float64[T], held to what it was registered as."""
-    bars, values = inputs.bars, np.asarray(each.compute(inputs), np.float64)
-    if values.shape != (len(bars),):
-        raise DataError(
-            f"feature {each.name!r} gave shape {values.shape} for {len(bars)} bars of "
-            f"{bars.symbol}; return one number a bar"
-        )
-    warm_up = each.warm_up(bars.timeframe)
-    wrong = warm_up + np.flatnonzero(~np.isfinite(values[warm_up:]))
-    if len(wrong):
-        raise DataError(
-            f"feature {each.name!r} is {values[wrong[0]]} at bar {wrong[0]} of {bars.symbol} "
-            f"({len(wrong)} such bars) after a warm-up of {warm_up}; register it with a longer "
-            "warm-up, or define it there"
-        )
-    return values
 
 
 def _bars_per_hour(timeframe: str) -> int:
@@ -359,12 +229,6 @@ def return_1h(inputs: FeatureInputs) -> np.ndarray:
 
 
 @feature(warm_up=0)
-def sentiment(inputs: FeatureInputs) -> np.ndarray:
-    """The latest daily score of an earlier day, in [-1, 1]; see `sentiment_at`."""
-    return inputs.sentiment
-
-
-@feature(warm_up=0)
 def day_of_week_sin(inputs: FeatureInputs) -> np.ndarray:
     """sin(2 pi * weekday / 7), Monday 0, of the session's own date."""
     return np.sin(2 * np.pi * weekday_of(inputs.sessions) / 7)
@@ -374,6 +238,3 @@ def day_of_week_sin(inputs: FeatureInputs) -> np.ndarray:
 def day_of_week_cos(inputs: FeatureInputs) -> np.ndarray:
     """cos(2 pi * weekday / 7), Monday 0, of the session's own date."""
     return np.cos(2 * np.pi * weekday_of(inputs.sessions) / 7)
-
-
-FEATURE_NAMES: tuple[str, ...] = tuple(FEATURES)
