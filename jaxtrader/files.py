@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,6 +44,41 @@ def write_whole(path: Path, content: str | bytes) -> None:
             f"{path}: cannot be written ({error.strerror}); free space or choose another "
             "--output-dir. Earlier files are intact"
         ) from error
+
+
+@contextlib.contextmanager
+def staged(into: Path) -> Iterator[dict[Path, Path]]:
+    """Several files at once: written aside, and put into place when all are complete.
+
+    Yields:
+      An empty dictionary, to be filled: the path that a file is to have, and where it was written
+      in `staging_folder(into)`.
+
+    Raises:
+      JaxtraderError: the folder cannot be written, or the place of a file is taken by a folder.
+    """
+    files: dict[Path, Path] = {}
+    try:
+        yield files
+        for path in files:
+            if path.is_dir():
+                raise JaxtraderError(f"{path}: is a folder; rename or remove it")
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for path, aside in files.items():
+            os.replace(aside, path)
+            sync(path.parent)
+    except OSError as error:
+        raise JaxtraderError(
+            f"{into}: cannot be written ({error.strerror}: {error.filename}); free space or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(staging_folder(into), ignore_errors=True)
+
+
+def staging_folder(into: Path) -> Path:
+    """Where `staged` keeps files until all are complete."""
+    return into / f".staged.{os.getpid()}.tmp"
 
 
 def sync(path: Path) -> None:

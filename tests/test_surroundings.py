@@ -121,12 +121,12 @@ def days(*texts: str) -> pa.Array:
 
 
 def test_a_value_serves_from_the_day_after_its_publication(tmp_path):
-    """A close of the VIX the next day, the consumer prices of March fifty days after its first."""
+    """A close of the VIX the next day, the consumer prices of March sixty days after its first."""
     stored(tmp_path, "VIX", date=days("2024-03-04", "2024-03-05"), value=[13.0, 14.0])
     vix = read_macro(tmp_path, "VIX")
     assert vix.usable.astype(str).tolist() == ["2024-03-05", "2024-03-06"]
     stored(tmp_path, "CPIAUCSL", date=days("2024-03-01"), value=[312.0])
-    assert str(read_macro(tmp_path, "CPIAUCSL").usable[0]) == "2024-04-21"
+    assert str(read_macro(tmp_path, "CPIAUCSL").usable[0]) == "2024-05-01"
     # Published on 10 April 2024, as the file may say itself.
     stored(
         tmp_path,

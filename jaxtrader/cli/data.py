@@ -38,7 +38,7 @@ def import_(
     Reads CSV as of Yahoo, yfinance, Stooq, Kaggle, Binance, Alpaca, Alpha Vantage, Tiingo, Nasdaq,
     Polygon, Dukascopy, CryptoDataDownload and their like, also in .gz and .zip, the zip files of
     QuantConnect's LEAN with their map and factor files, and parquet. It says what it took for
-    granted, and how that came to be known; every option below overrides it.
+    granted, and how that came to be known; the options below override what files do not say.
 
         jaxtrader data import downloads/ --into data
         jaxtrader data import SPY.csv --zone America/New_York --label end
@@ -220,18 +220,21 @@ def features(
       data_dir: Folder that holds `historical`, and `sentiment` and `macro` beside it.
       symbols: Whose features to compute.
       timeframe: Of their bars.
-      names: Which features. Default: those that training looks at, or those of --groups.
-      groups: All features of these groups.
+      names: Which features. Default: those that training looks at.
+      groups: All features of these groups, beside those named.
       into: Folder that gets features/SYMBOL/TIMEFRAME/features.parquet.
       probes: Bars at which to replace and to remove all that is later, to see whether a feature
         knew it; 100 are enough to find what is not rare.
     """
     from rich.table import Table
 
-    from jaxtrader.data.features import FEATURE_NAMES, FEATURES
+    from jaxtrader.data.features import FEATURE_NAMES, FEATURES, chosen_features
 
     console = make_console()
-    chosen = names or tuple(n for n, each in FEATURES.items() if each.group in groups)
+    of_groups = tuple(n for n, each in FEATURES.items() if each.group in groups)
+    chosen = tuple(dict.fromkeys((*names, *of_groups)))
+    if chosen:
+        chosen_features(chosen)
     if not symbols:
         table = Table(title=f"{len(FEATURES)} features; * is what training looks at by default")
         for heading in ("feature", "group", "warm-up", "series", "formula"):

@@ -24,7 +24,7 @@ _HOLE_DAYS = 10
 # Within these, ratios and products of features fit 32-bit numbers, and dates fit the calendars.
 _PRICE_RANGE = (1e-15, 1e15)
 _LARGEST_VOLUME = 1e18
-_YEARS = (np.datetime64("1800-01-01"), np.datetime64("2200-01-01"))
+YEARS = (np.datetime64("1800-01-01"), np.datetime64("2200-01-01"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def read_bars(data_dir: str | Path, symbol: str, timeframe: str = "1Hour") -> Ba
             )
         if name == "adjustment_factor":
             values |= {price: values[price] * factor for price in PRICES}
-            notes.append("prices as traded, adjusted for splits and dividends by their factors")
+            notes.append("prices are those of the file times its adjustment_factor")
         else:
             values["volume"] = values["volume"] / factor
     columns = [values[name] for name in (*PRICES, "volume")]
@@ -183,7 +183,7 @@ def row_faults(
     repair = "repair or drop the row"
     yield "timestamp", np.isnat(stamps), "is empty", repair
     unit = "was it written in another unit (seconds, milliseconds, nanoseconds)?"
-    outside = (stamps < _YEARS[0]) | (stamps >= _YEARS[1])
+    outside = (stamps < YEARS[0]) | (stamps >= YEARS[1])
     yield "timestamp", outside, "is not in the years 1800 to 2199", unit
     step = np.diff(stamps, prepend=stamps[:1] - 1).astype(np.int64)
     keep_one = "keep one row per timestamp (df.drop_duplicates('timestamp', keep='last'))"

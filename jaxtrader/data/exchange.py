@@ -31,6 +31,9 @@ class Schedule:
     date: np.ndarray  # datetime64[D][N]
     open: np.ndarray  # datetime64[us][N], UTC
     close: np.ndarray  # datetime64[us][N], UTC
+    # datetime64[us][N], UTC, of the pause at noon; NaT where a session has none
+    pause_start: np.ndarray
+    pause_end: np.ndarray
 
     def __len__(self) -> int:
         return len(self.date)
@@ -38,8 +41,13 @@ class Schedule:
     def cut(self, first: int, last: int) -> Schedule:
         """The sessions from row `first` up to row `last`, which is left out."""
         rows = slice(first, last)
-        parts = (self.date[rows], self.open[rows], self.close[rows])
-        return Schedule(self.calendar, self.zone, *parts)
+        columns = (self.date, self.open, self.close, self.pause_start, self.pause_end)
+        return Schedule(self.calendar, self.zone, *(column[rows] for column in columns))
+
+    def contains(self, moments: np.ndarray, session: np.ndarray) -> np.ndarray:
+        """bool[.]: whether each moment lies in its session (row), and not in its pause."""
+        pause = (moments >= self.pause_start[session]) & (moments < self.pause_end[session])
+        return (moments >= self.open[session]) & (moments < self.close[session]) & ~pause
 
     def session_at(self, moments: np.ndarray) -> np.ndarray:
         """Row of the session that each moment is in or nearest to: int64[.].
@@ -68,26 +76,39 @@ def schedule(calendar: str, first: np.datetime64, last: np.datetime64) -> Schedu
 @functools.lru_cache(maxsize=64)
 def _years(calendar: str, first: int, last: int) -> Schedule:
     import exchange_calendars
-    from exchange_calendars.errors import InvalidCalendarName
+    from exchange_calendars.errors import CalendarError
 
+    known_calendar(calendar)
     try:
         found = exchange_calendars.get_calendar(
             calendar, start=f"{first}-01-01", end=f"{last}-12-31"
         )
-    except InvalidCalendarName as error:
-        names = exchange_calendars.get_calendar_names()
-        nearest = difflib.get_close_matches(calendar, names, n=3, cutoff=0.0)
-        raise ConfigError(
-            f"calendar {calendar!r} is not known; the nearest are {', '.join(nearest)}. New York's "
-            f"is {NEW_YORK}, around the clock {ROUND_THE_CLOCK}, on weekdays {WEEKDAYS}"
-        ) from error
-    except ValueError as error:
+    except (CalendarError, ValueError, OverflowError) as error:
         raise DataError(f"calendar {calendar} does not cover {first} to {last}: {error}") from error
     table = found.schedule
     utc = [
-        table[name].dt.tz_convert(None).to_numpy().astype("M8[us]") for name in ("open", "close")
+        table[name].dt.tz_convert(None).to_numpy().astype("M8[us]")
+        for name in ("open", "close", "break_start", "break_end")
     ]
     return Schedule(calendar, str(found.tz), table.index.to_numpy().astype("M8[D]"), *utc)
+
+
+def known_calendar(calendar: str) -> str:
+    """Returns the name of a calendar.
+
+    Raises:
+        ConfigError: exchange_calendars has none of that name; the nearest are named.
+    """
+    import exchange_calendars
+
+    names = exchange_calendars.get_calendar_names()
+    if calendar not in names:
+        nearest = difflib.get_close_matches(calendar[:20], names, n=3, cutoff=0.0)
+        raise ConfigError(
+            f"calendar {calendar[:20]!r} is not known; the nearest are {', '.join(nearest)}. New "
+            f"York's is {NEW_YORK}, around the clock {ROUND_THE_CLOCK}, on weekdays {WEEKDAYS}"
+        )
+    return calendar
 
 
 def guess_calendar(moments: np.ndarray, minutes: int) -> str:

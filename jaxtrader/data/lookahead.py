@@ -9,11 +9,12 @@ import numpy as np
 
 from jaxtrader.data.bars import PRICES, Bars
 from jaxtrader.data.features import FEATURE_NAMES, compute_features, warm_up_bars
+from jaxtrader.data.layout import timeframe_minutes
 from jaxtrader.data.macro import MacroSeries
 from jaxtrader.data.sentiment import DailySentiment
 from jaxtrader.data.sessions import Sessions, sessions_of
 from jaxtrader.data.universe import Universe
-from jaxtrader.errors import DataError
+from jaxtrader.errors import ConfigError, DataError
 
 
 def find_lookahead(
@@ -49,8 +50,10 @@ def find_lookahead(
 
     Raises:
         DataError: there are fewer bars.
-        ConfigError: a name is unknown or given twice.
+        ConfigError: a name is unknown or given twice, or `probes` is not above 0.
     """
+    if probes < 1:
+        raise ConfigError(f"probes {probes} must be above 0: the number of bars to probe at")
     names = FEATURE_NAMES if names is None else tuple(names)
     warm_up = warm_up_bars(names, bars.timeframe)
     if len(bars) < warm_up + 2:
@@ -61,6 +64,7 @@ def find_lookahead(
     sessions = sessions_of(bars)
     honest = compute_features(bars, sentiment, names, sessions, macro=macro, universe=universe)
     changed = np.zeros(honest.shape, bool)
+    ends = bars.timestamps + np.timedelta64(timeframe_minutes(bars.timeframe), "m")
     for t in _probed(sessions, warm_up, probes, seed):
         known = slice(0, t + 1)
         day = sessions.date[t]
@@ -69,7 +73,7 @@ def find_lookahead(
             "macro": {
                 name: _unpublished(series, day, seed) for name, series in (macro or {}).items()
             },
-            "universe": None if universe is None else _unclosed(universe, day, seed),
+            "universe": None if universe is None else _unclosed(universe, ends[t], seed),
         }
         noisy = compute_features(noise_after(bars, t, seed), scores, names, sessions, **public)
         until = _sessions_until(sessions, t)
@@ -120,8 +124,11 @@ def _noise_from(
     if sentiment is None:
         return None
     noise = np.random.default_rng(seed).uniform(-1.0, 1.0, len(sentiment.score))
-    score = np.where(sentiment.date >= day, noise, sentiment.score)
-    return dataclasses.replace(sentiment, score=score)
+    late = sentiment.date >= day
+    score = np.where(late, noise, sentiment.score)
+    count = np.ones(len(late)) if sentiment.count is None else sentiment.count
+    count = np.where(late, 1.0 + 1_000.0 * np.abs(noise), count)
+    return dataclasses.replace(sentiment, score=score, count=count)
 
 
 def _unpublished(series: MacroSeries, day: np.datetime64, seed: int) -> MacroSeries:
@@ -131,11 +138,12 @@ def _unpublished(series: MacroSeries, day: np.datetime64, seed: int) -> MacroSer
     return dataclasses.replace(series, value=value)
 
 
-def _unclosed(universe: Universe, day: np.datetime64, seed: int) -> Universe:
-    """Closes of the session of `day` and later ones replaced by others."""
+def _unclosed(universe: Universe, moment: np.datetime64, seed: int) -> Universe:
+    """Closes of sessions that some symbol had not closed at `moment` replaced by others."""
     noise = np.exp(np.random.default_rng(seed).normal(0.0, 2.0, universe.close.shape))
-    late = (universe.date >= day)[:, None]
-    return Universe(universe.date, np.where(late, universe.close * noise, universe.close))
+    late = (universe.known > moment)[:, None]
+    close = np.where(late, universe.close * noise, universe.close)
+    return Universe(universe.date, universe.known, close)
 
 
 def _until(bars: Bars, t: int) -> Bars:

@@ -26,8 +26,8 @@ class Release:
 
 
 _H15 = "Federal Reserve H.15, the next business day in the afternoon"
-# Of the series in SOURCES that files carry without their days of publication. Monthly dates are the
-# first of the month that is described, so that a month's own length is in `days`.
+# Of series that files carry without their days of publication. A monthly date is the first of the
+# month that is described, so that the month's own length is in `days`.
 RELEASES: dict[str, Release] = {
     "VIX": Release(0, 12, "CBOE volatility index, close", "CBOE, at the close of the day"),
     "DGS2": Release(4, 12, "2-year Treasury yield, per cent", _H15),
@@ -37,14 +37,23 @@ RELEASES: dict[str, Release] = {
     "T10Y3M": Release(4, 12, "10-year less 3-month yield, percentage points", _H15),
     "DTWEXBGS": Release(10, 21, "broad dollar index", "Federal Reserve H.10, weekly on Monday"),
     "WTI": Release(9, 21, "crude oil, dollars a barrel", "EIA, weekly on Wednesday"),
-    "ICSA": Release(6, 21, "initial jobless claims of a week", "DOL, Thursday after the week"),
+    "ICSA": Release(6, 60, "initial jobless claims of a week", "DOL, Thursday after the week"),
     "WALCL": Release(2, 21, "assets of the Federal Reserve", "H.4.1, Thursday after Wednesday"),
     "FEDFUNDS": Release(38, 75, "effective federal funds rate, per cent", "H.15, after the month"),
-    "UNRATE": Release(42, 75, "unemployment rate, per cent", "BLS, early in the month after"),
-    "CPIAUCSL": Release(50, 75, "consumer prices", "BLS, middle of the month after"),
-    "CPILFESL": Release(50, 75, "consumer prices less food and energy", "BLS, middle of the month"),
-    "INDPRO": Release(52, 75, "industrial production", "Federal Reserve G.17, middle of the month"),
+    "UNRATE": Release(60, 75, "unemployment rate, per cent", "BLS, early in the month after"),
+    "CPIAUCSL": Release(60, 75, "consumer prices", "BLS, middle of the month after"),
+    "CPILFESL": Release(60, 75, "consumer prices less food and energy", "BLS, middle of the month"),
+    "INDPRO": Release(60, 75, "industrial production", "Federal Reserve G.17, middle of the month"),
 }
+
+
+# While the government was shut in the autumn of 2025: (series, first and last date, published).
+DELAYS = (
+    ("ICSA", "2025-09-27", "2025-11-08", "2025-11-20"),
+    ("UNRATE", "2025-09-01", "2025-09-01", "2025-11-20"),
+    ("INDPRO", "2025-09-01", "2025-09-01", "2025-12-03"),
+    ("INDPRO", "2025-10-01", "2025-10-01", "2025-12-23"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +73,8 @@ def read_macro(data_dir: str | Path, name: str) -> MacroSeries:
     """Reads `macro/<name>.parquet`: columns date and value, and release_date where it is known.
 
     A value serves sessions after the day of its publication: `release_date`, or the date and the
-    days of `RELEASES`. Rows without a value, such as holidays, are left out.
+    days of `RELEASES`, which are those of a slow ordinary release, and `DELAYS`. Rows without a
+    value, such as holidays, are left out.
 
     Raises:
         DataError: there is no such file, it is damaged, a date is empty, out of order or there
@@ -82,7 +92,7 @@ def read_macro(data_dir: str | Path, name: str) -> MacroSeries:
         published = whole_days(path, "release_date", table["release_date"])
         patience = release.patience if release else 75
     elif release is not None:
-        published, patience = date + release.days, release.patience
+        published, patience = _usually_published(name, date), release.patience
     else:
         raise DataError(
             f"{path}: when its values were published is not known; add a column release_date, or "
@@ -101,6 +111,15 @@ def read_macro(data_dir: str | Path, name: str) -> MacroSeries:
     return MacroSeries(name, date[kept], usable, value[kept], patience, str(path), sha256)
 
 
+def _usually_published(name: str, date: np.ndarray) -> np.ndarray:
+    published = date + RELEASES[name].days
+    for series, first, last, day in DELAYS:
+        if series == name:
+            late = (date >= np.datetime64(first)) & (date <= np.datetime64(last))
+            published = np.where(late, np.maximum(published, np.datetime64(day)), published)
+    return published
+
+
 @dataclass(frozen=True, eq=False)
 class MacroAt:
     """What of the economy was public at each of T bars."""
@@ -109,14 +128,14 @@ class MacroAt:
     session: np.ndarray  # datetime64[D][T]
 
     def __call__(
-        self, name: str, transform: Callable[[np.ndarray], np.ndarray] = lambda values: values
+        self, name: str, transform: Callable[[MacroSeries], np.ndarray] = lambda each: each.value
     ) -> np.ndarray:
         """The latest published value at each bar, float64[T].
 
         Args:
             name: of the series.
-            transform: of its values float64[N] before they are joined, each from itself and those
-                before it.
+            transform: the series -> float64[N], before it is joined; each number from its own
+                date and those before.
 
         Raises:
             DataError: the series is not there, begins after the first bar or ended before the last.
@@ -142,4 +161,4 @@ class MacroAt:
                 f"{series.date[latest[late[0]]]}, had been public for {age[late[0]]} days; get a "
                 "newer file, cut the bars, or leave its features out"
             )
-        return np.asarray(transform(series.value), np.float64)[latest]
+        return np.asarray(transform(series), np.float64)[latest]

@@ -38,7 +38,7 @@ def sessions_of(bars: Bars, round_the_clock: bool | None = None) -> Sessions:
             when the series may be shorter than a week.
     """
     labels = _are_date_labels(bars)
-    local = bars.timestamps if labels else _exchange_time(bars.timestamps)
+    local = bars.timestamps if labels else exchange_time(bars.timestamps)
     if round_the_clock is None:
         saturday = _weekday(local.astype("M8[D]")) == _SATURDAY
         round_the_clock = bool(saturday.mean() >= _SATURDAY_SHARE)
@@ -65,6 +65,7 @@ def _are_date_labels(bars: Bars) -> bool:
     return bool(np.all(bars.timestamps == bars.timestamps.astype("M8[D]")))
 
 
-def _exchange_time(timestamps: np.ndarray) -> np.ndarray:
+def exchange_time(timestamps: np.ndarray) -> np.ndarray:
+    """What New York's clocks say at these instants, datetime64[us][T]."""
     utc = pd.DatetimeIndex(timestamps).tz_localize("UTC")
     return utc.tz_convert(EXCHANGE_ZONE).tz_localize(None).to_numpy().astype("M8[us]")

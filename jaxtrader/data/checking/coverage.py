@@ -44,8 +44,12 @@ def coverage_of(series: Series) -> Coverage:
     else:
         into = (series.stamps - sessions.open[series.session]).astype(np.int64) // 60_000_000
         offset = _commonest(into[series.inside] % series.minutes)
-        length = (sessions.close - sessions.open).astype(np.int64) // 60_000_000
-        expected = np.maximum(-(-(length - offset) // series.minutes), 0)
+        slots = [
+            _slots_before(series, moment, offset)
+            for moment in (sessions.close, sessions.pause_start, sessions.pause_end)
+        ]
+        paused = np.where(np.isnat(sessions.pause_start), 0, slots[2] - slots[1])
+        expected = np.maximum(slots[0] - paused, 0)
         # Not what lies before the first bar of the file, or after the last.
         expected[-1] = min(expected[-1], (into[-1] - offset) // series.minutes + 1)
         expected[0] -= max(-(-(into[0] - offset) // series.minutes), 0)
@@ -62,6 +66,12 @@ def coverage_of(series: Series) -> Coverage:
     )
 
 
+def _slots_before(series: Series, moment: np.ndarray, offset: int) -> np.ndarray:
+    """How many bars of a session begin before a moment, int64[N]."""
+    into = (moment - series.sessions.open).astype(np.int64) // 60_000_000
+    return -(-(into - offset) // series.minutes)
+
+
 def _by_week(series: Series) -> Coverage:
     minute = series.stamps.astype(np.int64) // 60_000_000
     slot = (minute % _WEEK) // series.minutes
@@ -75,14 +85,17 @@ def _by_week(series: Series) -> Coverage:
         (expected >= minute[0] // series.minutes) & (expected <= minute[-1] // series.minutes)
     ]
     there = np.isin(expected, minute // series.minutes)
-    days = series.sessions.date.astype(np.int64)
+    dates = series.sessions.date.astype(np.int64)
     day = expected * series.minutes // DAY_MINUTES
-    lacking = np.array([(~there)[day == d].mean() if (day == d).any() else 0.0 for d in days])
+    row = np.searchsorted(dates, day)
+    on_session = dates[np.minimum(row, len(dates) - 1)] == day
+    wanted = np.bincount(row[on_session], minlength=len(dates))
+    seen = np.bincount(row[on_session & there], minlength=len(dates))
     return Coverage(
         expected=len(expected),
         present=int(there.sum()),
-        missing_sessions=np.flatnonzero(lacking == 1),
-        partial_sessions=np.flatnonzero((lacking > 0) & (lacking < 1)),
+        missing_sessions=np.flatnonzero((seen == 0) & (wanted > 0)),
+        partial_sessions=np.flatnonzero((seen > 0) & (seen < wanted)),
         offset=0,
     )
 

@@ -18,9 +18,10 @@ from jaxtrader.data.checking.findings import Limits
 from jaxtrader.data.checking.run import CheckedFile
 from jaxtrader.data.checking.series import RawFile, Series, read_raw, series_of
 from jaxtrader.errors import DataError
-from jaxtrader.files import write_whole
+from jaxtrader.files import staged, staging_folder, write_whole
 
 METADATA = b"jaxtrader.remediated"
+LOG = "remediation.csv"
 COLUMNS = ("symbol", "timeframe", "row", "timestamp", "change", "open", "high", "low", "close",
            "volume")  # fmt: skip
 
@@ -66,26 +67,31 @@ def remediate(
     targets = [
         into / "historical" / each.symbol / each.timeframe / "data.parquet" for each in readable
     ]
-    for target in targets:
+    for target in (*targets, into / LOG):
         if target.exists():
             raise DataError(f"{target}: is there already; name an empty folder for the new files")
     log, done = [], []
-    for each, target in zip(readable, targets, strict=True):
-        raw = read_raw(each.path, each.symbol, each.timeframe)
-        kept, changes = _kept(raw, each.calendar, limits)
-        if len(kept) == 0:
-            continue
-        log += _log(raw, changes)
-        counts = {name: len(rows) for name, rows in changes.items()}
-        write_whole(target, _copy(each.path, kept, counts))
-        done.append(
-            Remediated(each.symbol, each.timeframe, target, len(kept), each.calendar, counts)
-        )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(log)
-    write_whole(into / "remediation.csv", text.getvalue())
+    staging = staging_folder(into)
+    with staged(into) as files:
+        for each, target in zip(readable, targets, strict=True):
+            raw = read_raw(each.path, each.symbol, each.timeframe)
+            kept, changes = _kept(raw, each.calendar, limits)
+            table = pq.read_table(each.path)
+            log += _log(raw, table, changes)
+            if len(kept) == 0:
+                continue
+            counts = {name: len(rows) for name, rows in changes.items()}
+            files[target] = staging / each.symbol / each.timeframe
+            write_whole(files[target], _copy(table, each.path, kept, counts))
+            done.append(
+                Remediated(each.symbol, each.timeframe, target, len(kept), each.calendar, counts)
+            )
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(log)
+        files[into / LOG] = staging / LOG
+        write_whole(files[into / LOG], text.getvalue())
     return done
 
 
@@ -149,19 +155,19 @@ def _longest_part(series: Series, limits: Limits) -> np.ndarray:
     return part == np.bincount(part).argmax()
 
 
-def _log(raw: RawFile, changes: dict[str, np.ndarray]) -> list[list[object]]:
+def _log(raw: RawFile, table: pa.Table, changes: dict[str, np.ndarray]) -> list[list[object]]:
     lines: list[list[object]] = []
     for change, rows in changes.items():
-        for row in rows:
-            numbers = [float(values[row]) for values in raw.values.values()]
+        numbers = table.select(COLUMNS[5:]).take(pa.array(rows)).to_pylist()
+        for row, values in zip(rows, numbers, strict=True):
             moment = f"{np.datetime_as_string(raw.stamps[row], unit='s')}Z"
-            lines.append([raw.symbol, raw.timeframe, int(row), moment, change, *numbers])
+            lines.append([raw.symbol, raw.timeframe, int(row), moment, change, *values.values()])
     return lines
 
 
-def _copy(path: Path, rows: np.ndarray, changes: dict[str, int]) -> bytes:
+def _copy(table: pa.Table, path: Path, rows: np.ndarray, changes: dict[str, int]) -> bytes:
     """The file with these rows alone: every column, and what the file says of itself."""
-    table = pq.read_table(path).take(pa.array(rows))
+    table = table.take(pa.array(rows))
     metadata = dict(table.schema.metadata or {})
     metadata[METADATA] = json.dumps({"from": str(path), "changes": changes}).encode()
     buffer = io.BytesIO()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxtrader.data.checking.findings import Limits
 from jaxtrader.data.checking.run import CheckedFile
+from jaxtrader.errors import ConfigError
 from jaxtrader.files import write_whole
 
 FORMAT = 1
@@ -24,8 +25,11 @@ def write_report(checked: Sequence[CheckedFile], path: Path, limits: Limits | No
         The path of the Markdown.
 
     Raises:
+        ConfigError: the path does not end with .json.
         JaxtraderError: the folder cannot be written.
     """
+    if path.suffix != ".json":
+        raise ConfigError(f"report {path}: name a file that ends with .json; .md comes beside it")
     limits = Limits() if limits is None else limits
     verdicts = Counter(each.verdict.name for each in checked)
     report = {

@@ -102,6 +102,34 @@ def length(series: Series, limits: Limits) -> Iterator[Finding]:
 
 
 @rule
+def step(series: Series, limits: Limits) -> Iterator[Finding]:
+    """Bars as far apart as the folder says, and none that begins before the last has ended."""
+    minutes = np.diff(series.stamps).astype(np.int64) // 60_000_000
+    near = minutes[minutes <= 4 * series.minutes]
+    commonest = int(np.bincount(near).argmax()) if len(near) else 0
+    if series.minutes < DAY_MINUTES and commonest != series.minutes:
+        yield Finding(
+            "step",
+            "fatal",
+            len(near),
+            f"most bars are {commonest or 'many'} minutes apart, not {series.minutes}; are they in "
+            "the right folder?",
+        )
+        return
+    rows = np.flatnonzero(minutes < series.minutes) + 1
+    short = series.first_of_session[rows] | ~series.inside[rows]
+    rows = rows[~short]
+    if len(rows):
+        yield Finding(
+            "overlap",
+            "care",
+            len(rows),
+            f"{_count(len(rows), 'bar')} before the last one has ended: two series in one file?",
+            tuple(series.when(row) for row in rows[:_SHOWN].tolist()),
+        )
+
+
+@rule
 def holes(series: Series, limits: Limits) -> Iterator[Finding]:
     """Sessions without a single bar, in a row; and the return across, which is no overnight's."""
     dates = series.sessions.date

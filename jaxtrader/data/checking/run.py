@@ -11,6 +11,7 @@ from jaxtrader.data.checking.coverage import coverage_of
 from jaxtrader.data.checking.findings import Finding, Limits, Verdict
 from jaxtrader.data.checking.rules import RULES, row_findings
 from jaxtrader.data.checking.series import read_raw, series_of
+from jaxtrader.data.exchange import known_calendar
 from jaxtrader.data.layout import bars_path, historical_folder, timeframe_minutes
 from jaxtrader.errors import ConfigError, DataError
 
@@ -72,15 +73,16 @@ def check_file(
         limits: where findings begin.
 
     Raises:
-        ConfigError: there is no such calendar or timeframe.
+        ConfigError: there is no such calendar.
     """
     limits = Limits() if limits is None else limits
+    if calendar is not None:
+        known_calendar(calendar)
     try:
+        timeframe_minutes(timeframe)
         raw = read_raw(path, symbol, timeframe)
         series = series_of(raw, calendar)
-    except ConfigError:
-        raise
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         finding = Finding("unreadable", "fatal", 1, str(error))
         return CheckedFile(symbol, timeframe, path, Verdict.of([finding]), (finding,))
     findings = list(row_findings(raw))

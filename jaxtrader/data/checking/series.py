@@ -7,20 +7,27 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from jaxtrader.data.bars import (
     COLUMNS,
     FACTORS,
     PRICES,
+    YEARS,
     float_column,
     row_faults,
     utc_timestamps,
 )
-from jaxtrader.data.exchange import WEEKDAYS, Schedule, guess_calendar, schedule
+from jaxtrader.data.exchange import (
+    ROUND_THE_CLOCK,
+    WEEKDAYS,
+    Schedule,
+    guess_calendar,
+    schedule,
+)
 from jaxtrader.data.layout import timeframe_minutes
 from jaxtrader.data.parquet import read_columns
+from jaxtrader.data.sessions import exchange_time
 
 DAY_MINUTES = 24 * 60
 
@@ -40,11 +47,12 @@ class RawFile:
     @cached_property
     def bad(self) -> np.ndarray:
         """bool[T]: rows with an impossible number, whatever their time."""
-        wrong = np.zeros(len(self.stamps), bool)
+        out = (self.stamps < YEARS[0]) | (self.stamps >= YEARS[1])
+        wrong = np.isnat(self.stamps) | out
         for column, rows, _, _ in row_faults(self.stamps, self.values):
             if column != "timestamp":
                 wrong |= rows
-        return wrong | np.isnat(self.stamps)
+        return wrong
 
 
 def read_raw(path: Path, symbol: str, timeframe: str) -> RawFile:
@@ -64,7 +72,7 @@ def read_raw(path: Path, symbol: str, timeframe: str) -> RawFile:
     if np.isnan(values["volume"]).all():
         values["volume"] = np.zeros(len(stamps))
     source = None
-    if "source" in table.column_names:
+    if "source" in table.column_names and not pa.types.is_nested(table["source"].type):
         source = table["source"].cast(pa.string()).to_pandas().fillna("").to_numpy(object)
     return RawFile(path, symbol, timeframe, sha256, stamps, values, source)
 
@@ -145,10 +153,12 @@ def _sessions(stamps: np.ndarray, minutes: int, around: Schedule) -> tuple[np.nd
     """The session that each bar belongs to, and whether it begins inside it."""
     if minutes < DAY_MINUTES:
         session = around.session_at(stamps)
-        return session, (stamps >= around.open[session]) & (stamps < around.close[session])
+        return session, around.contains(stamps, session)
     days = stamps.astype("M8[D]")
-    if not (days == stamps).all():  # days of a market of currencies, which begin in the evening
-        local = pd.DatetimeIndex(stamps) + pd.Timedelta(hours=12)
-        days = local.to_numpy().astype("M8[D]")
+    if not (days == stamps).all():
+        # As `sessions_of` reads them: New York's date, and Sunday's evening belongs to Monday.
+        days = exchange_time(stamps).astype("M8[D]")
+        if around.calendar != ROUND_THE_CLOCK:
+            days = np.busday_offset(days, 0, roll="forward")
     session = np.minimum(np.searchsorted(around.date, days), len(around) - 1)
     return session, around.date[session] == days

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pandas as pd
 
 from jaxtrader.data.features.registry import FeatureInputs, feature
+from jaxtrader.data.macro import MacroSeries
 
 
-def _log_change(lag: int):
-    """log(value / value `lag` observations ago); 0 before there are as many."""
+def log_change(values: np.ndarray, lag: int) -> np.ndarray:
+    """log(value / value `lag` observations ago), float64[N]; 0 before there are as many."""
+    moves = np.zeros(len(values))
+    moves[lag:] = np.log(values[lag:] / values[: max(len(values) - lag, 0)])
+    return moves
 
-    def change(values: np.ndarray) -> np.ndarray:
-        moves = np.zeros(len(values))
-        moves[lag:] = np.log(values[lag:] / values[:-lag])
-        return moves
+
+def _log_change_of_a_year(days: int) -> Callable[[MacroSeries], np.ndarray]:
+    """log(value / the value so many days ago): by dates, as months may be missing; 0 at first."""
+
+    def change(series: MacroSeries) -> np.ndarray:
+        before = np.searchsorted(series.date, series.date - days, side="right") - 1
+        ratio = series.value / series.value[np.maximum(before, 0)]
+        return np.where(before >= 0, np.log(ratio), 0.0)
 
     return change
 
@@ -38,8 +49,8 @@ def macro_term_spread(inputs: FeatureInputs) -> np.ndarray:
 
 @feature(warm_up=0, macro=("CPIAUCSL",))
 def macro_inflation(inputs: FeatureInputs) -> np.ndarray:
-    """log(consumer prices / those of 12 months ago). Source: FRED CPIAUCSL."""
-    return inputs.macro("CPIAUCSL", _log_change(12))
+    """log(consumer prices / those of a year ago). Source: FRED CPIAUCSL."""
+    return inputs.macro("CPIAUCSL", _log_change_of_a_year(365))
 
 
 @feature(warm_up=0, macro=("UNRATE",))
@@ -51,25 +62,25 @@ def macro_unemployment(inputs: FeatureInputs) -> np.ndarray:
 @feature(warm_up=0, macro=("ICSA",))
 def macro_claims(inputs: FeatureInputs) -> np.ndarray:
     """log(initial jobless claims of the week / those of 52 weeks ago). Source: FRED ICSA."""
-    return inputs.macro("ICSA", _log_change(52))
+    return inputs.macro("ICSA", _log_change_of_a_year(364))
 
 
 @feature(warm_up=0, macro=("INDPRO",))
 def macro_production(inputs: FeatureInputs) -> np.ndarray:
-    """log(industrial production / that of 12 months ago). Source: FRED INDPRO."""
-    return inputs.macro("INDPRO", _log_change(12))
+    """log(industrial production / that of a year ago). Source: FRED INDPRO."""
+    return inputs.macro("INDPRO", _log_change_of_a_year(365))
 
 
 @feature(warm_up=0, macro=("WALCL",))
 def macro_balance_sheet(inputs: FeatureInputs) -> np.ndarray:
     """log(assets of the Federal Reserve / those of 52 weeks ago). Source: FRED WALCL."""
-    return inputs.macro("WALCL", _log_change(52))
+    return inputs.macro("WALCL", _log_change_of_a_year(364))
 
 
 @feature(warm_up=0, macro=("DTWEXBGS",))
 def macro_dollar(inputs: FeatureInputs) -> np.ndarray:
     """log(broad dollar index / that of 20 days ago). Source: FRED DTWEXBGS."""
-    return inputs.macro("DTWEXBGS", _log_change(20))
+    return inputs.macro("DTWEXBGS", lambda each: log_change(each.value, 20))
 
 
 @feature(warm_up=0, macro=("WTI",))
@@ -79,10 +90,9 @@ def macro_oil(inputs: FeatureInputs) -> np.ndarray:
     Not a log: on 20 April 2020 the price was below zero.
     """
 
-    def change(prices: np.ndarray) -> np.ndarray:
-        moves = np.zeros(len(prices))
-        size = np.lib.stride_tricks.sliding_window_view(np.abs(prices), 21).mean(axis=1)
-        moves[20:] = (prices[20:] - prices[:-20]) / size
-        return moves
+    def change(series: MacroSeries) -> np.ndarray:
+        price = pd.Series(series.value)
+        moves = price.diff(20) / price.abs().rolling(21).mean()
+        return moves.fillna(0.0).to_numpy()
 
     return inputs.macro("WTI", change)

@@ -1,8 +1,8 @@
 """The regime: in which weather a bar trades. Ten indicators, each in [0, 1].
 
 Windows are counted in bars, as many as a New York session has: 20 sessions are 140 bars of an hour.
-A percentile is the share of the last 252 sessions' values (at least 60 sessions') that are not
-above the present one.
+A percentile is the share of the last 252 sessions' values (of bars: at least 60 sessions') that are
+not above the present one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from jaxtrader.data.features.macro import log_change
 from jaxtrader.data.features.registry import FeatureInputs, feature
 from jaxtrader.data.layout import timeframe_minutes
 
@@ -107,7 +108,7 @@ def regime_drawdown(inputs: FeatureInputs) -> np.ndarray:
 
 @feature(warm_up=0)
 def regime_breadth(inputs: FeatureInputs) -> np.ndarray:
-    """Share of the universe above its mean of 50 sessions, as of the session before; 0.5 at first.
+    """Share of the universe above its mean of 50 sessions, at the last close; 0.5 at first.
 
     Source: Zweig (1986), Winning on Wall Street.
     """
@@ -127,7 +128,7 @@ def regime_correlation(inputs: FeatureInputs) -> np.ndarray:
     """Mean correlation of the universe's symbols over 60 sessions, (1 + rho) / 2; 0.5 at first.
 
     rho = (var(mean of z) - 1 / N) / (1 - 1 / N) of returns z standardised by symbol, as of the
-    session before; 0.5 for one symbol and before 20 sessions.
+    last session closed; 0.5 for one symbol and before 20 sessions.
     Source: Pollet & Wilson (2010), Average Correlation and Stock Market Returns.
     """
     return inputs.universe(_mean_correlation, before=_NEUTRAL)
@@ -155,23 +156,17 @@ def _rank_of_year(values: np.ndarray) -> np.ndarray:
 
 @feature(warm_up=0, macro=("VIX",))
 def regime_vix(inputs: FeatureInputs) -> np.ndarray:
-    """Percentile of the VIX among its last 252 closes.
+    """Percentile of the VIX among its last 252 closes, or as many as there are.
 
     Source: Whaley (2000), The Investor Fear Gauge.
     """
-    return inputs.macro("VIX", _rank_of_year)
+    return inputs.macro("VIX", lambda each: _rank_of_year(each.value))
 
 
 @feature(warm_up=0, macro=("VIX",))
 def regime_vix_change(inputs: FeatureInputs) -> np.ndarray:
-    """Percentile of the VIX's log change over 5 days among the last 252 of them."""
-
-    def change(values: np.ndarray) -> np.ndarray:
-        moves = np.zeros(len(values))
-        moves[5:] = np.log(values[5:] / values[:-5])
-        return _rank_of_year(moves)
-
-    return inputs.macro("VIX", change)
+    """Percentile of the VIX's log change over 5 days among the last 252 such, or as many."""
+    return inputs.macro("VIX", lambda each: _rank_of_year(log_change(each.value, 5)))
 
 
 @feature(warm_up=0, macro=("T10Y2Y",))
@@ -180,4 +175,4 @@ def regime_yield_slope(inputs: FeatureInputs) -> np.ndarray:
 
     Source: Estrella & Hardouvelis (1991), The Term Structure as a Predictor of Real Activity.
     """
-    return inputs.macro("T10Y2Y", lambda slope: 1.0 / (1.0 + np.exp(-slope)))
+    return inputs.macro("T10Y2Y", lambda slope: 1.0 / (1.0 + np.exp(-slope.value)))

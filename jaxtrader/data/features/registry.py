@@ -130,7 +130,7 @@ def compute_features(
         sessions,
         sentiment_at(sessions.date, sentiment),
         MacroAt(macro or {}, sessions.date),
-        UniverseAt(universe, sessions.date),
+        UniverseAt(universe, bars.timestamps),
     )
     return np.stack([_column(each, inputs) for each in chosen], axis=1)
 

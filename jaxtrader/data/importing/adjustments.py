@@ -18,6 +18,8 @@ from jaxtrader.data.importing.conventions import ASSUMED, GIVEN, Known
 from jaxtrader.data.importing.times import Row
 from jaxtrader.errors import DataError
 
+_SAME_DOWNLOAD = 0.002  # a dividend in between is more, a rounding less
+
 
 @dataclass(frozen=True, eq=False)
 class Adjustment:
@@ -44,9 +46,8 @@ def adjustment_of(values: pd.DataFrame, prices: Known | None, row: Row) -> Adjus
     """
     split = _events(values, "split", 1.0, row)
     dividend = _events(values, "dividend", 0.0, row)
-    # A row that stands twice has its events twice.
-    again = values["timestamp"].duplicated().to_numpy()
-    split, dividend = np.where(again, 1.0, split), np.where(again, 0.0, dividend)
+    times = values["timestamp"]
+    split, dividend = _once(times, split, 1.0), _once(times, dividend, 0.0)
     prices, notes = _checked(prices, values, split, row)
     adjusted_close = values["adj_close"].to_numpy() if "adj_close" in values else None
     if prices.value == "adjusted":
@@ -55,6 +56,7 @@ def adjustment_of(values: pd.DataFrame, prices: Known | None, row: Row) -> Adjus
         split = np.ones(len(values))
     if adjusted_close is not None and not ("split" in values and prices.value == "raw"):
         adjustment = adjusted_close / values["close"].to_numpy()
+        _check_one_download(values, adjustment, row)
         volume = np.ones(len(values))
         if prices.value == "raw":
             notes += ("splits are not told from dividends: volume is left as it is",)
@@ -90,6 +92,30 @@ def event_factors(
     return _after(kept / split), _after(1.0 / split)
 
 
+def _once(times: pd.Series, events: np.ndarray, none: float) -> np.ndarray:
+    """Events of N rows in order of time, those of rows at the same time counted once."""
+    first = (~times.duplicated()).to_numpy()
+    number = np.cumsum(first) - 1
+    once = np.full(int(first.sum()), none)
+    happens = events != none
+    once[number[happens]] = events[happens]  # of several the last, which corrects the others
+    return np.where(first, once[number], none)
+
+
+def _check_one_download(values: pd.DataFrame, adjustment: np.ndarray, row: Row) -> None:
+    """Adjusted closes count from the day of their download: those of two days do not join."""
+    if "_part" not in values:
+        return
+    border = values["_part"].diff().fillna(0).to_numpy() != 0
+    falls = np.append(False, adjustment[1:] < adjustment[:-1] * (1 - _SAME_DOWNLOAD))
+    if (border & falls).any():
+        i = int(np.argmax(border & falls))
+        raise DataError(
+            f"{row(i)}: the adjusted close falls behind that of the file before, as when they were "
+            "downloaded on different days; import files of one download"
+        )
+
+
 def _after(steps: np.ndarray) -> np.ndarray:
     """Product of all later steps: float64[N]."""
     return np.append(np.cumprod(steps[:0:-1])[::-1], 1.0)
@@ -111,9 +137,12 @@ def _checked(
     prices: Known | None, values: pd.DataFrame, split: np.ndarray, row: Row
 ) -> tuple[Known, tuple[str, ...]]:
     """What prices are, by what is known and by what shows at their splits."""
-    jump = np.log(values["open"].to_numpy() / pd.Series(values["close"]).shift().ffill().to_numpy())
-    size = np.log(split)
-    at = np.flatnonzero((np.abs(size) > 0.2) & np.isfinite(jump))  # a stock dividend of 5 % is lost
+    before = pd.Series(values["close"]).shift().ffill().to_numpy()
+    opens, size = values["open"].to_numpy(), np.log(split)
+    # A stock dividend of 5 % would be lost among the nights.
+    at = np.flatnonzero((np.abs(size) > 0.2) & (opens > 0) & (before > 0))
+    jump = np.full(len(values), np.nan)
+    jump[at] = np.log(opens[at] / before[at])
     if len(at) == 0:
         return prices or Known("raw", ASSUMED), ()
     raw = np.abs(jump[at] + size[at]) < np.abs(jump[at])

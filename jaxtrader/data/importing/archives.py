@@ -14,7 +14,7 @@ from typing import Protocol
 
 from jaxtrader.errors import DataError
 
-LARGEST = 2**31  # bytes of a file once unpacked; a century of minutes is a tenth of it
+LARGEST = 2**31  # bytes of an archive once unpacked; a century of minutes is a tenth of it
 LARGEST_RATIO = 500  # unpacked to packed: texts of prices reach 30
 _CHUNK = 2**20
 _MANY = 200_000
@@ -35,6 +35,11 @@ class Member:
     path: Path  # of the file itself, or of the archive that it is in
     name: str  # within the archive; "" for a file itself
     content: bytes
+
+    @property
+    def file(self) -> str:
+        """The file's own name."""
+        return Path(self.name or self.path).name
 
     @property
     def where(self) -> str:
@@ -76,15 +81,19 @@ def _unzipped(path: Path) -> Iterator[Member]:
         if not texts:
             names = ", ".join(each.filename[:60] for each in files[:3]) or "nothing"
             raise DataError(f"{path}: no .csv or .txt in it, but {names}")
+        left = LARGEST
+        size = path.stat().st_size  # what an archive says of its members need not be true
         for each in texts:
             where = f"{path} ({each.filename[:100]})"
             with archive.open(each) as stream:
-                yield Member(path, each.filename, _limited(stream, each.compress_size, where))
+                content = _limited(stream, min(each.compress_size, size), where, left)
+            left -= len(content)
+            yield Member(path, each.filename, content)
 
 
-def _limited(stream: _Readable, packed: int, where: str) -> bytes:
+def _limited(stream: _Readable, packed: int, where: str, most: int = LARGEST) -> bytes:
     """All of a stream, unless that is more than an honest one can hold."""
-    most = min(LARGEST, max(packed * LARGEST_RATIO, _CHUNK))
+    most = min(most, max(packed * LARGEST_RATIO, _CHUNK))
     content = bytearray()
     while chunk := stream.read(_CHUNK):
         content += chunk

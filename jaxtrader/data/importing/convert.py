@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from jaxtrader.data.bars import YEARS
 from jaxtrader.data.exchange import NEW_YORK, guess_calendar
 from jaxtrader.data.importing.conventions import (
     ASSUMED,
@@ -20,7 +21,7 @@ from jaxtrader.data.importing.conventions import (
 from jaxtrader.data.importing.tables import Table
 from jaxtrader.data.importing.times import check_zone, common_minutes, starts, to_utc
 from jaxtrader.data.layout import timeframe_minutes
-from jaxtrader.errors import DataError
+from jaxtrader.errors import ConfigError, DataError
 
 _DAY_MINUTES = 24 * 60
 _LONG_WEEKEND = 4 * _DAY_MINUTES  # between the only two days of a file
@@ -50,6 +51,9 @@ class ImportOptions:
         for name in ("timeframe", "resample"):
             if getattr(self, name) is not None:
                 timeframe_minutes(getattr(self, name))
+        for name, known in (("label", get_args(Label)), ("prices", get_args(Prices))):
+            if getattr(self, name) not in (None, *known):
+                raise ConfigError(f"{name} {getattr(self, name)!r} must be {' or '.join(known)}")
 
     def conventions(self) -> Conventions:
         """What was said of times and prices."""
@@ -96,7 +100,13 @@ def convert(table: Table, minutes: int, options: ImportOptions) -> Converted:
     if (steps <= 0).all() and (steps < 0).any():
         rows, notes = rows[::-1], [*notes, "rows were in reverse order"]
     table = table.take(rows)
-    zone, moments = _instants(table, minutes, conventions.zone, options)
+    outside = np.flatnonzero((table.times.moments < YEARS[0]) | (table.times.moments >= YEARS[1]))
+    if len(outside):
+        raise DataError(
+            f"{table.row(int(outside[0]))}: {table.times.moments[outside[0]]} is not in the years "
+            "1800 to 2199; correct it, or say how times are written (--date-format)"
+        )
+    zone, moments = _instants(table, minutes, conventions.zone)
     if not (np.diff(moments).astype(np.int64) >= 0).all():
         order = np.argsort(moments, kind="stable")
         table, moments = table.take(order), moments[order]
@@ -125,9 +135,7 @@ def bar_minutes(table: Table, options: ImportOptions) -> int | None:
     return minutes
 
 
-def _instants(
-    table: Table, minutes: int, zone: Known | None, options: ImportOptions
-) -> tuple[Known, np.ndarray]:
+def _instants(table: Table, minutes: int, zone: Known | None) -> tuple[Known, np.ndarray]:
     """The zone, and the moments in UTC: a day that stands for a session is 00:00 of its date."""
     times = table.times
     if minutes < _DAY_MINUTES:
@@ -140,13 +148,19 @@ def _instants(
                 "a New York session starts at 09:30 there"
             )
         return zone, to_utc(times.moments, zone.value, table.row)
-    days = times.moments.astype("M8[D]").astype("M8[us]")
+    if times.clocks is not None and (times.clocks == _days(times.clocks)).all():
+        return Known("UTC", "dates, as the file's own clocks have them"), times.clocks
+    days = _days(times.moments)
     if (days == times.moments).all() or not times.instants:
         return Known("UTC", "dates, as they stand"), days
     local = pd.DatetimeIndex(times.moments).tz_localize("UTC").tz_convert(_EXCHANGE_ZONE)
     if (local == local.normalize()).all():
         return Known(_EXCHANGE_ZONE, "seen: days begin there"), _dates(local)
     return Known("UTC", f"said by the file: {times.written}"), times.moments
+
+
+def _days(moments: np.ndarray) -> np.ndarray:
+    return moments.astype("M8[D]").astype("M8[us]")
 
 
 def _dates(local: pd.DatetimeIndex) -> np.ndarray:

@@ -21,6 +21,7 @@ from jaxtrader.data.importing.archives import Member, members
 from jaxtrader.data.importing.conventions import Conventions, Known
 from jaxtrader.data.importing.tables import Table, read_numbers
 from jaxtrader.data.importing.times import Times, parse_times
+from jaxtrader.data.layout import check_symbol
 from jaxtrader.errors import DataError
 
 _MINUTES = {"minute": 1, "hour": 60, "daily": 24 * 60}
@@ -86,20 +87,32 @@ def symbols_of(files: Sequence[LeanFile]) -> dict[str, list[LeanFile]]:
 
     What lies under a former name belongs to whoever bore it; `read_lean` takes the right days.
     """
+    found: dict[str, list[LeanFile]] = {}
+    for market in sorted({file.market for file in files}):
+        own = _symbols_of_market(market, [file for file in files if file.market == market])
+        twice = sorted(set(own) & set(found))
+        if twice:
+            raise DataError(
+                f"{market}: {twice[0]} is also in {found[twice[0]][0].market}; import one of them"
+            )
+        found |= own
+    return dict(sorted(found.items()))
+
+
+def _symbols_of_market(market: Path, files: Sequence[LeanFile]) -> dict[str, list[LeanFile]]:
     by_ticker: dict[str, list[LeanFile]] = {}
     for file in files:
         by_ticker.setdefault(file.ticker, []).append(file)
-    folders = {file.market / "map_files" for file in files}
-    found: dict[str, list[LeanFile]] = {}
+    own: dict[str, list[LeanFile]] = {}
     claimed = set()
-    for path in sorted(path for folder in folders for path in folder.glob("*.csv")):
+    for path in sorted((market / "map_files").glob("*.csv")):
         tickers = {name.ticker for name in _names(path)}
         mine = [file for ticker in sorted(tickers & set(by_ticker)) for file in by_ticker[ticker]]
         if mine:
-            found[path.stem.upper()] = mine
+            own[check_symbol(path.stem.upper())] = mine
             claimed |= tickers
-    found |= {ticker: mine for ticker, mine in by_ticker.items() if ticker not in claimed}
-    return dict(sorted(found.items()))
+    unclaimed = {ticker: mine for ticker, mine in by_ticker.items() if ticker not in claimed}
+    return own | {check_symbol(ticker): mine for ticker, mine in unclaimed.items()}
 
 
 def read_lean(symbol: str, files: Sequence[LeanFile]) -> list[Table]:
@@ -145,6 +158,7 @@ def _read(symbol: str, file: LeanFile, member: Member, names: Sequence[Name]) ->
     notes = [f"called {name.ticker} until {name.last}" for name in names if name.ticker != symbol]
     return Table(
         where=member.where,
+        file=member.path.name,
         sha256=hashlib.sha256(member.content).hexdigest(),
         symbol=symbol,
         times=_times(cells["time"], file, member.where),
@@ -199,16 +213,13 @@ def _with_factors(table: Table, symbol: str, file: LeanFile) -> Table:
     path = file.market / "factor_files" / f"{symbol.lower()}.csv"
     if not path.is_file():
         missing = f"no factor file {path.name}: splits and dividends are not known"
-        return replace(table, notes=(*table.notes, missing)) if _is_stock(file) else table
+        stock = file.security == "equity"
+        return replace(table, notes=(*table.notes, missing)) if stock else table
     days, price, split = _factors(path)
     row = np.searchsorted(days, table.times.moments.astype("M8[D]"), side="left")
     price, split = np.append(price, 1.0)[row], np.append(split, 1.0)[row]
     factors = pd.DataFrame({"adjustment_factor": price * split, "split_factor": split})
     return replace(table, factors=factors)
-
-
-def _is_stock(file: LeanFile) -> bool:
-    return file.security == "equity"
 
 
 def _factors(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

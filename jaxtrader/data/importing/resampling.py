@@ -27,12 +27,21 @@ def resample(frame: pd.DataFrame, minutes: int, schedule: Schedule, regular: boo
         M bars with the same columns, and `n_sub`: how many bars went into each.
 
     Raises:
-        DataError: no bar lies inside a session.
+        DataError: no bar lies inside a session, a time stands there twice, or bars between sessions
+            cannot be counted in such a length.
     """
     moments = frame["timestamp"].to_numpy().astype("M8[us]")
+    if frame["timestamp"].duplicated().any():
+        again = frame["timestamp"][frame["timestamp"].duplicated()].iloc[0]
+        raise DataError(
+            f"{again} stands there twice with other numbers; import without --resample, see "
+            "jaxtrader data check, and keep one of each"
+        )
+    if not regular and (24 * 60) % minutes:
+        raise DataError(f"--hours all takes a length that divides a day, not {minutes} minutes")
     session = schedule.session_at(moments)
-    opens, closes = schedule.open[session], schedule.close[session]
-    inside = (moments >= opens) & (moments < closes) if regular else np.ones(len(frame), bool)
+    opens = schedule.open[session]
+    inside = schedule.contains(moments, session) if regular else np.ones(len(frame), bool)
     if not inside.any():
         raise DataError(
             f"no bar lies inside a session of {schedule.calendar}; is the --zone right, and the "
@@ -51,6 +60,7 @@ def resample(frame: pd.DataFrame, minutes: int, schedule: Schedule, regular: boo
         "split_factor": "last", "source": "last",
     }  # fmt: skip
     bars = groups.agg({name: rule for name, rule in how.items() if name in kept})
-    if "volume" in bars and kept["volume"].isna().all():
-        bars["volume"] = np.nan
+    bars["volume"] = groups["volume"].sum(min_count=1)
+    # Where the last close is empty, an earlier one is not the close of the bar.
+    bars["close"] = groups["close"].nth(-1).to_numpy()
     return bars.assign(n_sub=groups.size()).reset_index(drop=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,14 +32,14 @@ from jaxtrader.data.importing.lean import LeanFile, is_quotes, lean_file, read_l
 from jaxtrader.data.importing.resampling import resample
 from jaxtrader.data.importing.tables import Table, read_csv, read_parquet
 from jaxtrader.data.layout import check_symbol, timeframe_minutes
-from jaxtrader.errors import ConfigError, DataError, JaxtraderError
-from jaxtrader.files import write_whole
+from jaxtrader.errors import ConfigError, DataError
+from jaxtrader.files import staged, staging_folder, write_whole
 
 _SUFFIXES = (".csv", ".txt", ".gz", ".zip", ".parquet")
 # Names that say what is in a file, not of whom.
 _NAMELESS = (
-    "bar", "bars", "candles", "data", "download", "export", "history", "ohlc", "ohlcv", "prices",
-    "quotes", "stocks", "table",
+    "bar", "bars", "candles", "daily", "data", "download", "export", "historical", "historicaldata",
+    "history", "hourly", "intraday", "ohlc", "ohlcv", "prices", "quotes", "stocks", "table",
 )  # fmt: skip
 _TIMEFRAME_PART = r"(\d+(m|min|mins|minute|h|hr|hour|d|day)|daily|hourly|minute|klines|full|trade)"
 METADATA = b"jaxtrader.import"
@@ -91,13 +89,12 @@ def import_files(
     if not sources:
         raise DataError("nothing to import; name files, or folders that hold them")
     groups = _groups([Path(source) for source in sources], options)
-    staging = into / f".import.{os.getpid()}.tmp"
+    staging = staging_folder(into)
     written: dict[tuple[str, str], Imported] = {}
-    try:
+    with staged(into) as files:
         for done, (name, read) in enumerate(groups):
             progress(name, done, len(groups))
-            for (symbol, minutes), tables in _series(read(), options).items():
-                imported, content = _one(symbol, minutes, tables, into, options)
+            for imported, content in _imported(name, read, into, options):
                 key = (imported.symbol, imported.timeframe)
                 if key in written:
                     raise DataError(
@@ -105,18 +102,27 @@ def import_files(
                         "hold it; import one of them, or all from files named alike"
                     )
                 written[key] = imported
-                write_whole(staging / imported.symbol / imported.timeframe, content)
-        for (symbol, timeframe), imported in written.items():
-            imported.path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / symbol / timeframe, imported.path)
-    except OSError as error:
-        raise JaxtraderError(
-            f"{into}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+                files[imported.path] = staging / imported.symbol / imported.timeframe
+                write_whole(files[imported.path], content)
+        if not written:
+            raise DataError(f"{', '.join(map(str, sources))}: no bars of a symbol that is known")
     progress("done", len(groups), len(groups))
     return [written[key] for key in sorted(written)]
+
+
+def _imported(
+    name: str, read: Callable[[], list[Table]], into: Path, options: ImportOptions
+) -> Iterator[tuple[Imported, bytes]]:
+    """The series of a group, each as a file's content."""
+    try:
+        for (symbol, minutes), tables in _series(read(), options).items():
+            yield _one(symbol, minutes, tables, into, options)
+    except (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # There are more ways to damage a file than can be told apart.
+        raise DataError(
+            f"{name}: cannot be understood ({type(error).__name__}: {str(error)[:200]}); is it a "
+            "file of bars? Write or download it again"
+        ) from error
 
 
 Group = tuple[str, Callable[[], list[Table]]]
@@ -137,6 +143,7 @@ def _groups(sources: Sequence[Path], options: ImportOptions) -> list[Group]:
     groups: list[Group] = [
         (symbol, lambda symbol=symbol, mine=mine: read_lean(symbol, mine))
         for symbol, mine in symbols_of(lean).items()
+        if options.symbol in (None, symbol)
     ]
     groups += [
         (name, lambda mine=mine: [t for path in mine for t in _read(path, options)])
@@ -165,7 +172,12 @@ def _read(path: Path, options: ImportOptions) -> list[Table]:
     for member in members(path):
         reads = read_parquet if path.suffix.lower() == ".parquet" else read_csv
         for table in reads(member, options.date_format, options.decimal):
-            named = options.symbol or table.symbol or symbol_by_name(Path(member.name or path))
+            named = table.symbol or options.symbol or symbol_by_name(Path(member.name or path))
+            if table.symbol and options.symbol and _symbol(table.symbol) != _symbol(options.symbol):
+                raise DataError(
+                    f"{member.where}: its column says {table.symbol!r}, not {options.symbol!r}; "
+                    "leave --symbol out"
+                )
             if named is None:
                 raise DataError(
                     f"{member.where}: neither a column nor the file's name tells the symbol; say "
@@ -226,8 +238,12 @@ def _one(
     frame, prices, more = _adjusted(frame, parts, tables)
     calendar = None
     if options.resample is not None:
+        before = len(frame)
         frame, calendar = _resampled(frame, symbol, minutes, options)
         minutes = timeframe_minutes(options.resample)
+        outside = before - int(frame["n_sub"].sum())
+        if outside:
+            notes.append(f"{outside:,} bars outside the sessions of {calendar}: left out")
     timeframe = timeframe_of(minutes)
     path = into / "historical" / symbol / timeframe / "data.parquet"
     if path.exists() and not options.replace:
@@ -261,7 +277,7 @@ def _merged(parts: Sequence[Converted], tables: Sequence[Table]) -> tuple[pd.Dat
     frames = [part.frame.assign(_part=i, _line=part.lines) for i, part in enumerate(parts)]
     frame = pd.concat(frames, ignore_index=True).sort_values("timestamp", kind="stable")
     kept = frame[~frame.duplicated(columns)].reset_index(drop=True)
-    names = [os.path.basename(table.where.split(" (")[0]) for table in tables]
+    names = [table.file for table in tables]
     kept["source"] = pd.Categorical(np.array(names)[kept["_part"]])
     notes = []
     if len(kept) < len(frame):
@@ -276,11 +292,12 @@ def _adjusted(
     frame: pd.DataFrame, parts: Sequence[Converted], tables: Sequence[Table]
 ) -> tuple[pd.DataFrame, Known, tuple[str, ...]]:
     """The frame with its factors, and without what they were made from."""
-    known = {part.prices.value: part.prices for part in parts if part.prices is not None}
+    known = {part.prices and part.prices.value: part.prices for part in parts}
     if len(known) > 1:
+        kinds = " and ".join(str(each or "of a kind that is not said") for each in known.values())
         raise DataError(
-            f"{tables[0].where} and others: prices are {' and '.join(map(str, known.values()))}; "
-            "import files of one kind, or say --prices"
+            f"{tables[0].where} and others: prices are {kinds}; import files of one kind, or say "
+            "--prices"
         )
     prices = next(iter(known.values()), None)
 

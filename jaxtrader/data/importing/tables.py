@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from jaxtrader.data.bars import FACTORS
 from jaxtrader.data.importing.archives import Member
 from jaxtrader.data.importing.columns import (
     HEADERLESS,
@@ -28,6 +29,7 @@ from jaxtrader.data.parquet import MOST_ROWS
 from jaxtrader.errors import DataError
 
 VALUES = ("open", "high", "low", "close", "volume", "adj_close", "dividend", "split")
+_MOST_CELLS = 500_000_000  # of a parquet file: a few bytes can claim any number
 _EMPTY = ["", "null", "NULL", "None", "NA", "N/A", "nan", "NaN"]
 _DOWNLOAD = "known of yfinance's download"
 _HEADER_LINES = 5  # a line with the vendor's address may stand above the headers
@@ -38,6 +40,7 @@ class Table:
     """N bars of one symbol, in the order of the file."""
 
     where: str  # the file, for people
+    file: str  # its name, within its archive where it is in one
     sha256: str  # of what was parsed
     symbol: str | None  # as the file says; None where it does not
     times: Times
@@ -63,8 +66,7 @@ class Table:
             for name in ("values", "extras", "factors")
             for frame in (getattr(self, name),)
         }
-        times = replace(self.times, moments=self.times.moments[rows])
-        return replace(self, times=times, lines=self.lines[rows], **parts)
+        return replace(self, times=self.times.take(rows), lines=self.lines[rows], **parts)
 
     def row(self, i: int) -> str:
         """The place of a row, for people."""
@@ -100,10 +102,11 @@ def read_parquet(member: Member, date_format: str | None = None, decimal: str = 
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(member.content))
-        if file.metadata.num_rows > MOST_ROWS:
+        rows, columns = file.metadata.num_rows, file.metadata.num_columns
+        if rows > MOST_ROWS or rows * columns > _MOST_CELLS:
             raise DataError(
-                f"{member.where}: claims {file.metadata.num_rows:,} rows, more than a century of "
-                "minutes; split it"
+                f"{member.where}: claims {rows:,} rows of {columns:,} columns; write it again, or "
+                "split it"
             )
         cells = file.read()
         cells.validate(full=True)
@@ -112,7 +115,12 @@ def read_parquet(member: Member, date_format: str | None = None, decimal: str = 
             f"{member.where}: not a readable parquet file, perhaps cut short ({error}); write or "
             "download it again"
         ) from error
-    names = ["timestamp" if name == "__index_level_0__" else name for name in cells.column_names]
+    index = [
+        name
+        for name, column in zip(cells.column_names, cells.columns, strict=True)
+        if name == "__index_level_0__" and pa.types.is_temporal(column.type)
+    ]
+    names = ["timestamp" if name in index else name for name in cells.column_names]
     lines = np.arange(len(cells))
     return _tables(cells.rename_columns(names), member, lines, "row", date_format, decimal)
 
@@ -191,6 +199,11 @@ def _tables(
         return f"{member.where}: {counted} {lines[i]}"
 
     roles = find_columns(cells.column_names, member.where)
+    factors = None
+    if set(FACTORS) <= set(cells.column_names):  # as this library writes them
+        roles.pop("split", None)
+        factors = pd.DataFrame({n: read_numbers(cells[n], n, row, ".") for n in FACTORS})
+        cells = cells.drop_columns(list(FACTORS))
     times = _times(cells, roles, row, date_format)
     values = {
         role: read_numbers(cells[roles[role]], roles[role], row, decimal)
@@ -202,6 +215,7 @@ def _tables(
     notes = (f"columns left out: {', '.join(dropped)}",) if dropped else ()
     whole = Table(
         where=member.where,
+        file=member.file,
         sha256=hashlib.sha256(member.content).hexdigest(),
         symbol=symbol,
         times=times,
@@ -212,6 +226,7 @@ def _tables(
         minutes=_stooq_minutes(cells),
         vendor=vendor.name if vendor else None,
         conventions=vendor.conventions() if vendor else Conventions(),
+        factors=factors,
         notes=notes,
     )
     if symbol is not None or "symbol" not in roles:
@@ -232,12 +247,14 @@ def _by_symbol(whole: Table, symbols: pd.Series, row: Row) -> list[Table]:
 
 def _times(cells: pa.Table, roles: dict[str, str], row: Row, date_format: str | None) -> Times:
     column = cells[roles["time"]]
-    if pa.types.is_date(column.type):
+    if pa.types.is_date(column.type) and "clock" not in roles:
         column = column.cast(pa.timestamp("us"))
     if not pa.types.is_timestamp(column.type):
         texts = column.cast(pa.string()).to_pandas()
         if "clock" in roles:
             clock = cells[roles["clock"]].cast(pa.string()).to_pandas().str.strip()
+            if clock.str.fullmatch(r"\d{1,4}").all() and (clock.str.len() > 2).any():
+                clock = clock.str.zfill(4) + "00"  # hours and minutes
             # Programs that take 093000 for a number write 93000.
             clock = clock.where(~clock.str.fullmatch(r"\d+"), clock.str.zfill(6))
             texts = texts.str.strip() + " " + clock
@@ -261,7 +278,10 @@ def read_numbers(column: pa.ChunkedArray, header: str, row: Row, decimal: str) -
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         texts = column.to_pandas().str.strip().str.lstrip("$")
         if decimal != ".":
-            texts = texts.str.replace(".", "", regex=False).str.replace(decimal, ".", regex=False)
+            # A point may only stand between thousands: 140.08 is no number then.
+            fits = texts.str.fullmatch(r"[-+]?(\d+|\d{1,3}(\.\d{3})+)(,\d*)?").fillna(False)
+            plain = texts.str.replace(".", "", regex=False).str.replace(decimal, ".", regex=False)
+            texts = plain.where(fits.astype(bool), "no number").where(texts.notna())
         numbers = pd.to_numeric(texts, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         wrong = np.flatnonzero(np.isnan(numbers) & texts.notna().to_numpy())
         if len(wrong):
@@ -288,7 +308,7 @@ def _extras(cells: pa.Table, roles: dict[str, str]) -> tuple[dict[str, np.ndarra
         if header in roles.values():
             continue
         try:
-            if not name or name in (*VALUES, *extras, "timestamp", "source"):
+            if not name or name in (*VALUES, *extras, *FACTORS, "timestamp", "source"):
                 raise ValueError
             extras[name] = read_numbers(cells[header], header, str, ".")
         except (DataError, ValueError):
@@ -305,7 +325,9 @@ def _stooq_minutes(cells: pa.Table) -> int | None:
     period = periods.pop() if len(periods) == 1 else None
     if period is None:
         return None
-    return 24 * 60 if period.upper() == "D" else int(period) if period.isdecimal() else None
+    if period.upper() == "D":
+        return 24 * 60
+    return int(period) if re.fullmatch(r"[0-9]{1,4}", period) else None
 
 
 def _read_yfinance(
@@ -326,7 +348,8 @@ def _read_yfinance(
     for ticker in dict.fromkeys(tickers[1:]):
         mine = [0, *(i for i, name in enumerate(tickers) if i and name == ticker)]
         part = cells.select([str(i) for i in mine])
-        part = part.rename_columns([names[0] or "Date", *(prices[i] for i in mine[1:])])
+        time = names[0] if names and names[0] else "Date"
+        part = part.rename_columns([time, *(prices[i] for i in mine[1:])])
         tables += _tables(part, member, lines, "line", date_format, decimal, symbol=ticker)
     # Unlike Ticker.history, download() leaves the events out: it is told by its lines of headers.
     return [_yfinance(table) for table in tables]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,8 @@ _COMPACT = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}  # digits -> a da
 _UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _RANGES = np.array([10**11, 10**14, 10**17])
 _EARLIEST = 100_000_000  # seconds; a smaller number is no epoch but something else
-_OFFSET = r".*\d ?(Z|z|UTC|GMT|[+-]\d\d:?\d\d|[+-]\d\d)"
+_ENDING = r" ?(Z|z|UTC|GMT|[+-]\d\d:?\d\d|[+-]\d\d)$"
+_OFFSET = r".*\d" + _ENDING.removesuffix("$")
 # What is tried in turn when it is neither a number nor ISO 8601.
 _FORMATS = (
     "%Y-%m-%d %I-%p", "%Y%m%d %H:%M", "%Y%m%d %H:%M:%S", "%Y%m%d %H%M%S", "%Y%m%d %H%M",
@@ -41,6 +42,13 @@ class Times:
     moments: np.ndarray  # datetime64[us][N]: UTC where `instants`, else what a clock on a wall says
     instants: bool  # whether the file itself says which instants they are
     written: str  # how, for people to read
+    # datetime64[us][N], what the clocks of the file say where it writes offsets beside them
+    clocks: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Times:
+        """Those of these rows, int64[.]."""
+        clocks = None if self.clocks is None else self.clocks[rows]
+        return Times(self.moments[rows], self.instants, self.written, clocks)
 
 
 def parse_times(texts: pd.Series, row: Row, date_format: str | None = None) -> Times:
@@ -98,13 +106,20 @@ def _by_iso(texts: pd.Series) -> Times | None:
     if instants.nunique() > 1:
         return None
     moments = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
-    return None if moments.isna().any() else _times(moments, bool(instants.iloc[0]), "ISO 8601")
+    if moments.isna().any():
+        return None
+    if not instants.iloc[0]:
+        return _times(moments, False, "ISO 8601")
+    wall = texts.str.replace(_ENDING, "", regex=True)
+    clocks = pd.to_datetime(wall, format="ISO8601", utc=True, errors="coerce")
+    times = _times(moments, True, "ISO 8601")
+    return times if clocks.isna().any() else replace(times, clocks=_plain(clocks))
 
 
 def _format(name: str) -> Callable[[pd.Series], Times | None]:
     def way(texts: pd.Series) -> Times | None:
         moments = pd.to_datetime(texts, format=name, errors="coerce", utc=True)
-        return None if moments.isna().any() else _times(moments, "%z" in name, name)
+        return None if moments.isna().any() else _times(moments, "%z" in name.lower(), name)
 
     return way
 
@@ -123,7 +138,7 @@ def _by_format(texts: pd.Series, name: str, row: Row) -> Times:
             f"{row(i)}: {texts.iloc[i]!r} is not written as {name!r} ({len(wrong)} such rows); "
             "give the --date-format of all rows, or repair them"
         )
-    return _times(moments, "%z" in name, name)
+    return _times(moments, "%z" in name.lower(), name)
 
 
 def _either_way(texts: pd.Series, row: Row) -> Times:
@@ -155,7 +170,11 @@ def _in_order(moments: np.ndarray) -> bool:
 
 def _times(moments: pd.Series, instants: bool, written: str) -> Times:
     # Whatever unit pandas chose; years that do not fit microseconds cannot be written as text.
-    return Times(moments.dt.tz_localize(None).to_numpy().astype("M8[us]"), instants, written)
+    return Times(_plain(moments), instants, written)
+
+
+def _plain(moments: pd.Series) -> np.ndarray:
+    return moments.dt.tz_localize(None).to_numpy().astype("M8[us]")
 
 
 def check_zone(zone: str) -> str:
@@ -209,9 +228,10 @@ def starts(ends: np.ndarray, minutes: int) -> np.ndarray:
     A bar that ends sooner than its length after the one before it is a short one, such as the half
     hour before a close: it starts where that one ends.
     """
-    begin = ends - np.timedelta64(minutes, "m")
-    before = np.concatenate([begin[:1], ends[:-1]])
-    return np.where(before < ends, np.maximum(begin, before), begin)
+    each, row = np.unique(ends, return_inverse=True)
+    begin = each - np.timedelta64(minutes, "m")
+    begin[1:] = np.maximum(begin[1:], each[:-1])
+    return begin[row]
 
 
 def common_minutes(moments: np.ndarray) -> int | None:
