@@ -206,6 +206,22 @@ BLEMISHES = {
         "ready",
     ),
     "a short history": (lambda f: f[:700], {"length": 700}, "not ready"),
+    "minutes in the folder of hours": (
+        lambda f: f.assign(
+            timestamp=f["timestamp"].iloc[0]
+            + pd.to_timedelta(f.index % 390, unit="min")
+            + pd.to_timedelta(f.index // 390, unit="D")
+        )[:1560],
+        {"step": 1556},
+        "not ready",
+    ),
+    "two series in one": (
+        lambda f: pd.concat(
+            [f, f[1:300:7].assign(timestamp=f["timestamp"] + pd.Timedelta(minutes=20))]
+        ).sort_values("timestamp"),
+        {"overlap": 86},
+        "ready with care",
+    ),
     "times of the future": (
         lambda f: f.assign(timestamp=f["timestamp"] + pd.Timedelta(days=364 * 40)),
         {"future": 374 * 7 - 6},
@@ -272,6 +288,54 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path):
     assert "not a readable parquet file" in checked["BBB"].verdict.reasons[0]
 
 
+def test_a_stray_folder_is_a_finding(tmp_path):
+    store(clean(), tmp_path)
+    store(clean(), tmp_path, timeframe="raw")
+    hours, raw = check_folder(tmp_path)
+    assert (hours.verdict.name, raw.verdict.name) == ("ready", "not ready")
+    assert "is not a number followed by" in raw.verdict.reasons[0]
+
+
+def test_one_absurd_time_is_one_bad_row(tmp_path):
+    frame = clean()
+    frame["timestamp"] = frame["timestamp"].astype("datetime64[us, UTC]")
+    frame.loc[len(frame) - 1, "timestamp"] = pd.Timestamp("5138-01-01", tz="UTC").as_unit("us")
+    checked = check(frame, tmp_path)
+    assert found(checked) == {"bad rows": 1}
+    [done] = remediate([checked], tmp_path / "new")
+    assert done.bars == len(frame) - 1
+
+
+def test_days_that_are_stamped_by_their_open(tmp_path):
+    """As Yahoo's epochs are: 09:30 in New York, Fridays too."""
+    sessions = schedule("XNYS", np.datetime64("2015-01-02"), np.datetime64("2020-12-31"))
+    times = pd.DatetimeIndex(sessions.open).tz_localize("UTC")
+    close = 100 * np.exp(np.cumsum(np.random.default_rng(1).normal(0, 0.01, len(times))))
+    columns = dict.fromkeys(("open", "high", "low", "close"), close)
+    store(pd.DataFrame({"timestamp": times, **columns, "volume": 9.0}), tmp_path, "X", "1Day")
+    [checked] = check_folder(tmp_path)
+    assert (checked.findings, checked.coverage) == ((), 1.0)
+
+
+def test_a_pause_at_noon_is_no_gap(tmp_path):
+    sessions = schedule("XSHG", np.datetime64("2023-01-03"), np.datetime64("2023-02-28"))
+    days = [
+        np.concatenate([np.arange(o, p, np.timedelta64(5, "m")),
+                        np.arange(q, c, np.timedelta64(5, "m"))])
+        for o, p, q, c in zip(sessions.open, sessions.pause_start, sessions.pause_end,
+                              sessions.close, strict=True)
+    ]  # fmt: skip
+    times = pd.DatetimeIndex(np.concatenate(days)).tz_localize("UTC")
+    close = 100 * np.exp(np.cumsum(np.random.default_rng(1).normal(0, 0.001, len(times))))
+    columns = dict.fromkeys(("open", "high", "low", "close"), close)
+    path = store(
+        pd.DataFrame({"timestamp": times, **columns, "volume": 9.0}), tmp_path, "X", "5Min"
+    )
+    checked = check_file(path, "X", "5Min", "XSHG")
+    assert (checked.findings, checked.coverage) == ((), 1.0)
+    assert checked.expected_bars == 48 * len(sessions)
+
+
 def test_what_is_asked_for_and_not_there_is_an_error(tmp_path):
     store(clean(), tmp_path)
     for options, message in [
@@ -294,6 +358,7 @@ def test_the_command_writes_a_report_and_says_by_its_status_what_is_fit(tmp_path
     assert main(["data", "check", str(tmp_path)]) == 1
     assert main(["data", "check", str(tmp_path), "--symbols", "SPY"]) == 0
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    assert main(["data", "check", str(tmp_path), "--report", str(tmp_path / "r.md")]) == 2
     assert main(["data", "check", str(tmp_path), "--report", str(tmp_path / "r.json")]) == 1
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["verdicts"] == {"ready": 1, "not ready": 1}

@@ -22,7 +22,7 @@ from envs.actions import Action
 from jaxtrader.data import read_bars
 from jaxtrader.data.importing import ImportOptions, import_files
 from jaxtrader.data.importing.run import METADATA, symbol_by_name
-from jaxtrader.errors import ConfigError, DataError
+from jaxtrader.errors import ConfigError, DataError, JaxtraderError
 
 DATA_DIR = os.environ.get("JAXTRADER_DATA_DIR")
 NEW_YORK = ZoneInfo("America/New_York")
@@ -392,6 +392,83 @@ def test_a_file_is_named_after_its_symbol(name, symbol):
     assert symbol_by_name(Path(name)) == symbol
 
 
+@pytest.mark.parametrize("clock", ["0930", "930", "093000", "93000", "09:30", "09:30:00"])
+def test_clocks_beside_dates(tmp_path, clock):
+    later = clock.replace("930", "1030").replace("01030", "1030").replace("9:30", "10:30")
+    later = later.replace("010:30", "10:30")
+    rows = f"date,time,open,high,low,close | 20240102,{clock},1,1,1,1 | 20240102,{later},1,1,1,1"
+    [imported] = run(tmp_path, write(tmp_path / "SPY.csv", rows), zone="America/New_York")
+    assert stamps(imported) == ["2024-01-02 14:30", "2024-01-02 15:30"]
+
+
+def test_decimals_of_the_other_kind_are_refused(tmp_path):
+    file = write(tmp_path / "X.csv", "date;open;high;low;close | 2024-01-02;1,5;1,5;1,5;140.08")
+    with pytest.raises(DataError, match=r"line 2, column 'close': '140.08' is no number"):
+        run(tmp_path, file, decimal=",", timeframe="1Day")
+
+
+def test_a_doubled_end_of_a_bar_stays_doubled(tmp_path):
+    rows = [f"2024-01-02 {clock},1,1,1,1" for clock in ("14:30", "15:30", "16:00", "16:00")]
+    file = write(tmp_path / "SPY.csv", " | ".join(["time,open,high,low,close", *rows, rows[0]]))
+    [imported] = run(tmp_path, file, zone="America/New_York", label="end", timeframe="1Hour")
+    assert stamps(imported) == ["2024-01-02 18:30", "2024-01-02 19:30", "2024-01-02 20:30"]
+    rows[-1] = "2024-01-02 16:00,1,2,1,2"
+    write(file, " | ".join(["time,open,high,low,close", *rows]))
+    [imported] = run(
+        tmp_path, file, zone="America/New_York", label="end", timeframe="1Hour", replace=True
+    )
+    assert stamps(imported)[2:] == ["2024-01-02 20:30", "2024-01-02 20:30"]
+
+
+def test_days_with_offsets_keep_their_own_dates(tmp_path):
+    """Midnight in Tokyo is the day before in UTC, and the session of neither is that day's."""
+    rows = "Date,Open,High,Low,Close,Volume,Dividends,Stock Splits | "
+    rows += " | ".join(f"2024-07-0{day} 00:00:00+09:00,1,1,1,1,1,0,0" for day in (2, 3, 4))
+    [imported] = run(tmp_path, write(tmp_path / "7203.T.csv", rows))
+    assert stamps(imported) == [f"2024-07-0{day} 00:00" for day in (2, 3, 4)]
+
+
+def test_the_library_s_own_file_comes_back_as_it_was(tmp_path):
+    rows = [
+        "timestamp,open,high,low,close,volume,dividend_amount,split_coefficient,adjusted_close",
+        "2024-01-02,100,100,100,100,1000,0,1,0",
+        "2024-01-03,25,25,25,25,4000,0,4,0",
+    ]
+    [first] = run(tmp_path, write(tmp_path / "X.csv", " | ".join(rows)))
+    [again] = import_files([first.path], tmp_path / "again", ImportOptions(symbol="X"))
+    one, two = (read_bars(tmp_path / name, "X", "1Day") for name in ("into", "again"))
+    assert again.bars == 2
+    assert one.close.tolist() == two.close.tolist() == [25, 25]
+    assert one.volume.tolist() == two.volume.tolist() == [4000, 4000]
+
+
+def test_adjusted_closes_of_different_days_are_not_joined(tmp_path):
+    """The first file was downloaded before the dividend that the second one knows of."""
+    head = "Date,Open,High,Low,Close,Adj Close,Volume | "
+    write(tmp_path / "from" / "X_2022.csv", head + "2022-12-29,10,10,10,10,10,1 | "
+          "2022-12-30,10,10,10,10,10,1")  # fmt: skip
+    write(tmp_path / "from" / "X_2023.csv", head + "2023-01-03,10,10,10,10,9.85,1 | "
+          "2023-01-04,10,10,10,10,9.85,1")  # fmt: skip
+    with pytest.raises(DataError, match=r"X_2023.csv: line 2: the adjusted close falls"):
+        run(tmp_path, tmp_path / "from")
+
+
+def test_one_symbol_is_not_said_of_files_of_many(tmp_path):
+    rows = "date,open,high,low,close,Name | 2024-01-02,1,1,1,1,A | 2024-01-03,1,1,1,1,B"
+    with pytest.raises(DataError, match="its column says 'A', not 'SPY'"):
+        run(tmp_path, write(tmp_path / "all.csv", rows), symbol="SPY")
+
+
+def test_a_place_that_is_taken_by_a_folder_leaves_everything_as_it_was(tmp_path):
+    for name in ("A", "B"):
+        write(tmp_path / "from" / f"{name}.csv", HEADERS + ROWS)
+    taken = tmp_path / "into" / "historical" / "B" / "1Day" / "data.parquet"
+    taken.mkdir(parents=True)
+    with pytest.raises(JaxtraderError, match="is a folder"):
+        run(tmp_path, tmp_path / "from", replace=True)
+    assert not [path for path in (tmp_path / "into").rglob("*") if path.is_file()]
+
+
 # ------------------------------------------------------------------------------------- archives
 
 
@@ -674,6 +751,12 @@ def test_lean_s_symbols_keep_their_history_under_former_names(lean, tmp_path):
 def test_damaged_lists_of_lean_s_are_refused(lean, tmp_path, file, text, message):
     write(lean / "equity" / "usa" / file, text)
     with pytest.raises(DataError, match=message):
+        run(tmp_path, lean)
+
+
+def test_a_symbol_of_lean_s_stays_in_its_folder(lean, tmp_path):
+    write(lean / "equity" / "usa" / "map_files" / "...csv", "20240102,meta,Q | 20501231,meta,Q")
+    with pytest.raises(DataError, match="is not a symbol"):
         run(tmp_path, lean)
 
 

@@ -15,6 +15,7 @@ from scipy import stats
 from jaxtrader.cli import main
 from jaxtrader.data import (
     FEATURE_NAMES,
+    Bars,
     DailySentiment,
     MacroSeries,
     Universe,
@@ -187,6 +188,22 @@ def test_the_latest_published_value_is_joined():
         assert got[t] == month / 10 / 100
 
 
+def test_a_year_is_counted_by_dates_though_a_month_is_missing():
+    """The consumer prices of October 2025 were never published."""
+    months = np.arange("1998-01", "2002-01", dtype="M8[M]").astype("M8[D]")
+    months = np.delete(months, 20)
+    value = 100 * 1.01 ** np.round((months - months[0]).astype(int) / 30.44)
+    series = {"CPIAUCSL": MacroSeries("CPIAUCSL", months, months + 61, value, 75, "test", "")}
+    got = one("macro_inflation", macro=series)
+    np.testing.assert_allclose(got[200:], 12 * np.log(1.01), rtol=1e-12)
+
+
+def test_what_was_published_late_in_2025_is_known_late(tmp_path):
+    stored(tmp_path, "UNRATE", date=days("2025-08-01", "2025-09-01"), value=[4.3, 4.4])
+    usable = read_macro(tmp_path, "UNRATE").usable.astype(str).tolist()
+    assert usable == ["2025-10-01", "2025-11-21"]
+
+
 def test_a_series_that_begins_late_or_has_ended_is_refused():
     vix = economy()["VIX"]
     keep = {name: getattr(vix, name) for name in ("date", "usable", "value")}
@@ -258,6 +275,38 @@ def test_the_regime_of_the_universe_by_hand():
         matrix = np.corrcoef(np.diff(np.log(seen[-61:]), axis=0).T)
         rho = (matrix.sum() - 3) / 6
         np.testing.assert_allclose(correlation[7 * session + 3], (1 + rho) / 2, rtol=1e-9)
+
+
+def test_markets_that_date_their_hours_differently_see_no_future():
+    """Around the clock, and on weekdays by New York's clocks, where a date ends hours later."""
+    hours = np.arange(
+        np.datetime64("2024-01-01"), np.datetime64("2024-04-01"), np.timedelta64(1, "h")
+    )
+    hours = hours.astype("M8[us]")
+    weekday = (hours.astype("M8[D]").astype(int) + 3) % 7 < 5
+    series = []
+    for name, kept in (("COIN", hours), ("PAIR", hours[weekday])):
+        rng = np.random.default_rng(len(kept))
+        close = np.exp(np.cumsum(rng.normal(0, 0.01, len(kept))))
+        columns = dict.fromkeys(("open", "high", "low", "close"), close)
+        series.append(Bars(name, "1Hour", kept, **columns, volume=close, source=name, sha256=""))
+    sessions = [sessions_of(each) for each in series]
+    assert [each.periods_per_year for each in sessions] == [365, 252]
+    coin, pair = series
+    honest = one("regime_breadth", coin, universe=Universe.of(series, sessions))
+    changed = 0
+    for t in range(500, 2000, 37):
+        end = coin.timestamps[t] + np.timedelta64(60, "m")
+        known = pair.timestamps + np.timedelta64(60, "m") <= end
+        later = {
+            name: np.where(known, getattr(pair, name), 50.0)
+            for name in ("open", "high", "low", "close")
+        }
+        other = Universe.of([coin, dataclasses.replace(pair, **later)], sessions)
+        noisy = one("regime_breadth", coin, universe=other)
+        np.testing.assert_array_equal(noisy[: t + 1], honest[: t + 1])
+        changed += (noisy[t + 1 :] != honest[t + 1 :]).any()
+    assert changed > 10
 
 
 def test_one_symbol_has_no_correlation_and_no_volume_no_liquidity():
@@ -358,6 +407,9 @@ def test_the_command_computes_writes_and_probes(data, capsys, monkeypatch):
 def test_the_command_says_what_is_missing(data, capsys):
     (data / "macro" / "VIX.parquet").unlink()
     command = ["data", "features", str(data), "--symbols", "AAA", "--names", "regime_vix"]
+    assert main(command) == 2
+    assert main([*command[:-1], "nope"]) == 2
+    assert main([*command[:-1], "close", "--probes", "-2"]) == 2
     assert main(command) == 2
     assert "leave the features that look at VIX out" in " ".join(capsys.readouterr().err.split())
 
