@@ -306,14 +306,17 @@ def test_one_absurd_time_is_one_bad_row(tmp_path):
     assert done.bars == len(frame) - 1
 
 
-def test_days_that_are_stamped_by_their_open(tmp_path):
-    """As Yahoo's epochs are: 09:30 in New York, Fridays too."""
+@pytest.mark.parametrize("hours", [0.0, -15.5])
+def test_days_that_are_stamped_by_the_hour_they_begin(tmp_path, hours):
+    """At 09:30 in New York, as Yahoo's epochs are, Fridays too; or at 18:00 the evening before."""
     sessions = schedule("XNYS", np.datetime64("2015-01-02"), np.datetime64("2020-12-31"))
-    times = pd.DatetimeIndex(sessions.open).tz_localize("UTC")
+    times = pd.DatetimeIndex(sessions.open).tz_localize("UTC") + pd.Timedelta(hours=hours)
     close = 100 * np.exp(np.cumsum(np.random.default_rng(1).normal(0, 0.01, len(times))))
     columns = dict.fromkeys(("open", "high", "low", "close"), close)
-    store(pd.DataFrame({"timestamp": times, **columns, "volume": 9.0}), tmp_path, "X", "1Day")
-    [checked] = check_folder(tmp_path)
+    path = store(
+        pd.DataFrame({"timestamp": times, **columns, "volume": 9.0}), tmp_path, "X", "1Day"
+    )
+    checked = check_file(path, "X", "1Day", "XNYS")
     assert (checked.findings, checked.coverage) == ((), 1.0)
 
 

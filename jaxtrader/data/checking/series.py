@@ -156,8 +156,8 @@ def _sessions(stamps: np.ndarray, minutes: int, around: Schedule) -> tuple[np.nd
         return session, around.contains(stamps, session)
     days = stamps.astype("M8[D]")
     if not (days == stamps).all():
-        # As `sessions_of` reads them: New York's date, and Sunday's evening belongs to Monday.
-        days = exchange_time(stamps).astype("M8[D]")
+        # New York's date; days that begin with its evening at 17:00 are those of the next date.
+        days = (exchange_time(stamps) + np.timedelta64(7, "h")).astype("M8[D]")
         if around.calendar != ROUND_THE_CLOCK:
             days = np.busday_offset(days, 0, roll="forward")
     session = np.minimum(np.searchsorted(around.date, days), len(around) - 1)
