@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import ast
 import enum
 import inspect
@@ -110,11 +111,12 @@ def _fields(cls: type) -> list[tuple[str, str]]:
     return fields
 
 
-class Table(SphinxDirective):
+class Table(SphinxDirective, abc.ABC):
     """A table of what the code registers, so that none has to be kept."""
 
+    @abc.abstractmethod
     def rows(self) -> list[tuple[str, ...]]:
-        raise NotImplementedError
+        """The heads, and a row for each thing."""
 
     def run(self) -> list[nodes.Node]:
         lines = [".. list-table::", "   :header-rows: 1", ""]
